@@ -1,0 +1,81 @@
+"""Pixels in, standardised tensor out: every network carries the constants it was trained with."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Num
+from torch import Tensor, nn
+
+
+class Pixels(nn.Module):
+    """Standardise RGB pictures, float in [0, 1] or uint8, with saved constants.
+
+    >>> pixels = Pixels(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    >>> pixels(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)).unique()
+    tensor([1.])
+
+    Args:
+        mean: one number a channel, on the [0, 1] scale.
+        std: one number a channel, on the [0, 1] scale.
+        input: `"pixels"`, or `"normalized"` for pictures that are standardised already, which
+            pass through unchanged.
+
+    Raises:
+        TypeError: the pictures are neither uint8 nor floating point.
+        ValueError: they are not `[b, 3, h, w]`, empty, or floats outside [0, 1]. The range is
+            checked at every call on a CPU, and at the first call on other devices, where the
+            check would stall the queue; never while compiling or exporting.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], input: str = "pixels"
+    ) -> None:
+        super().__init__()
+        if input not in ("pixels", "normalized"):
+            raise ValueError(f"input must be 'pixels' or 'normalized'; got {input!r}")
+        self.input = input
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self._range_checked = False
+
+    def forward(self, images: Num[Tensor, "b 3 h w"]) -> Num[Tensor, "b 3 h w"]:
+        """Standardise `images`; the result has the dtype of the constants."""
+        self._check(images)
+        if self.input == "normalized":
+            return images
+        scaled = images.to(self.mean.dtype)
+        if images.dtype == torch.uint8:
+            scaled = scaled / 255
+        return (scaled - self.mean) / self.std
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be [b, 3, h, w]; got {list(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(
+                f"images must be uint8 or floating point; got {images.dtype}: "
+                "pass images.to(torch.uint8) or images.float() / 255"
+            )
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return
+        if images.shape[0] == 0:
+            raise ValueError("images must hold at least one picture; got an empty batch")
+        if self.input == "normalized" or images.dtype == torch.uint8:
+            return
+        if images.device.type == "cpu" or not self._range_checked:
+            low, high = (value.item() for value in images.detach().aminmax())
+            if not (low >= -1e-3 and high <= 1 + 1e-3):
+                raise ValueError(
+                    f"images must be floats in [0, 1]; got values from {low:.4g} to {high:.4g}: "
+                    "divide by 255, or pass input='normalized' to the network if they are "
+                    "standardised already"
+                )
+            self._range_checked = True
+
+    def extra_repr(self) -> str:
+        """Show the constants as they were given."""
+        mean, std = (tuple(buffer.flatten().tolist()) for buffer in (self.mean, self.std))
+        return f"mean={mean}, std={std}, input={self.input!r}"
