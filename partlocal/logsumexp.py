@@ -1,0 +1,300 @@
+"""Log-sum-exp of each sample's cosines to all classes but its own, chunk by chunk.
+
+The samples x classes matrix is never made: forward and backward go through the classes in
+chunks, and the backward computes the cosines a second time. The target is left out inside the
+sum, because taking it out of an ordinary log-sum-exp afterwards cancels in fp32.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from partlocal.kernels import Implementation, check_implementation
+from partlocal.numerics import accumulation_dtype
+
+WORKSPACE = 2**24  # bytes that one chunk of classes may take; larger ones leave a CPU's caches
+KEEP_LIMIT = 2**31  # bytes of logits that recompute=False may hold between forward and backward
+
+
+def negative_logsumexp(
+    x: Float[Tensor, "b d"],
+    weight: Float[Tensor, "v d"],
+    labels: Shaped[Tensor, " b"],
+    scale: float,
+    *,
+    ignore_index: int = -1,
+    recompute: bool = True,
+    workspace: int = WORKSPACE,
+    implementation: Implementation = "auto",
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Return the log-sum-exp of each sample's scaled cosines to all classes but its own, and that.
+
+    >>> x, weight = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    >>> negative_logsumexp(x, weight, torch.tensor([1]), scale=64.0)
+    (tensor([64.]), tensor([0.]))
+
+    Memory beyond the gradients is a chunk of classes, never `b x v`: forward and backward go
+    through the classes in chunks, and the backward computes the cosines again. Results are fp32
+    (fp64 if an input is), under autocast too. Rows and embeddings of norm 0 have cosine 0 to
+    all, and gradient 0.
+
+    Args:
+        x: embeddings of any norm.
+        weight: one row of any norm a class.
+        labels: the class of each sample. Where it is `ignore_index` no class is left out,
+            and the target's cosine is 0.
+        scale: the cosines are multiplied by this.
+        ignore_index: the label of samples without a class.
+        recompute: `False` keeps the cosines for the backward (three matrix products, not four)
+            where they take at most `KEEP_LIMIT` bytes.
+        workspace: bytes a chunk of classes may take.
+        implementation: `"auto"` or `"torch"`.
+
+    Returns:
+        N, -inf where there is no other class; and the cosine to the sample's own class.
+
+    Raises:
+        ValueError: shapes disagree, a label is out of range, or an option is unknown.
+        TypeError: labels are no whole numbers.
+        NotImplementedError: `implementation="triton"`; or a second derivative is asked for.
+    """
+    check_implementation(implementation, "negative_logsumexp")
+    check_inputs(x, weight, labels, scale)
+    dtype = accumulation_dtype(torch.promote_types(x.dtype, weight.dtype))
+    keep = not recompute and x.shape[0] * weight.shape[0] * dtype.itemsize <= KEEP_LIMIT
+    lse, cos_target, _ = _operation(x, weight, labels.long(), scale, ignore_index, workspace, keep)
+    return lse, cos_target
+
+
+# The operation. Opaque to torch.compile, which would unroll the loop over chunks; the plain
+# functions do the work, so that tests can watch every tensor they make.
+
+
+def _negative_logsumexp(
+    x: Tensor, weight: Tensor, targets: Tensor, scale: float, workspace: int, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = accumulation_dtype(torch.promote_types(x.dtype, weight.dtype))
+    (b, d), v = x.shape, weight.shape[0]
+    unit, _ = unit_rows(x.to(dtype))
+    own, _ = unit_rows(weight[targets.clamp(min=0)].to(dtype))
+    cos_target = (unit * own).sum(1).masked_fill(targets < 0, 0)
+    lse = unit.new_full((b,), -math.inf)
+    kept = unit.new_empty(b * v if keep else 0)
+    scaled = scale * unit
+    for part in _chunks(b, d, v, dtype, workspace):
+        rows, _ = unit_rows(weight[part].to(dtype))
+        out = kept[b * part.start : b * part.stop].view(b, -1) if keep else None
+        logits = torch.mm(scaled, rows.t(), out=out)
+        _set_target(logits, targets - part.start, -math.inf)
+        lse = torch.logaddexp(lse, logits.logsumexp(1))
+    return lse, cos_target, kept
+
+
+def _negative_logsumexp_backward(
+    grad_lse: Tensor,
+    grad_cos: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    lse: Tensor,
+    kept: Tensor,
+    scale: float,
+    workspace: int,
+) -> tuple[Tensor, Tensor]:
+    dtype, (b, d), v = lse.dtype, x.shape, weight.shape[0]
+    unit, inverse_norm = unit_rows(x.to(dtype))
+    grad_unit, grad_weight = unit.new_zeros(b, d), weight.new_empty(v, d)
+    # A sample without negatives has N = -inf, and no share to give: exp(-inf - 0) is that 0.
+    shift = lse.masked_fill(lse == -math.inf, 0)[:, None]
+    for part in _chunks(b, d, v, dtype, workspace):
+        rows, inverse_row_norm = unit_rows(weight[part].to(dtype))
+        if kept.numel():
+            share = kept[b * part.start : b * part.stop].view(b, -1) - shift
+        else:
+            share = torch.addmm(shift, unit, rows.t(), beta=-1, alpha=scale)
+        share = share.exp_().mul_(scale * grad_lse[:, None])
+        _set_target(share, targets - part.start, grad_cos[:, None])
+        grad_unit.addmm_(share, rows)
+        grad_rows = torch.mm(share.t(), unit)
+        # Making a row a unit vector took its length away: so must the gradient lose its part
+        # along the row.
+        grad_rows.addcmul_((grad_rows * rows).sum(1, keepdim=True), rows, value=-1)
+        grad_weight[part] = grad_rows.mul_(inverse_row_norm)
+    grad_unit.addcmul_((grad_unit * unit).sum(1, keepdim=True), unit, value=-1)
+    return grad_unit.mul_(inverse_norm).to(x.dtype), grad_weight
+
+
+@torch.library.custom_op("partlocal::negative_logsumexp", mutates_args=())
+def _operation(
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    scale: float,
+    ignore_index: int,
+    workspace: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    targets = class_indices(labels, weight.shape[0], ignore_index)
+    with without_autocast(x):
+        return _negative_logsumexp(x, weight, targets, scale, workspace, keep)
+
+
+@_operation.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    scale: float,
+    ignore_index: int,
+    workspace: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = accumulation_dtype(torch.promote_types(x.dtype, weight.dtype))
+    lse = x.new_empty(x.shape[0], dtype=dtype)
+    return lse, torch.empty_like(lse), lse.new_empty(x.shape[0] * weight.shape[0] if keep else 0)
+
+
+@torch.library.custom_op("partlocal::negative_logsumexp_backward", mutates_args=())
+def _backward_operation(
+    grad_lse: Tensor,
+    grad_cos: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    lse: Tensor,
+    kept: Tensor,
+    scale: float,
+    workspace: int,
+) -> tuple[Tensor, Tensor]:
+    with without_autocast(x):
+        return _negative_logsumexp_backward(
+            grad_lse, grad_cos, x, weight, targets, lse, kept, scale, workspace
+        )
+
+
+@_backward_operation.register_fake
+def _(
+    grad_lse: Tensor,
+    grad_cos: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    lse: Tensor,
+    kept: Tensor,
+    scale: float,
+    workspace: int,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, labels, ctx.scale, ignore_index, ctx.workspace, _ = inputs
+    lse, _, kept = output
+    targets = labels.masked_fill(labels == ignore_index, -1)
+    ctx.save_for_backward(x, weight, targets, lse, kept)
+    ctx.set_materialize_grads(False)  # it would fill `b x v` zeros for `kept`
+
+
+def _differentiate(
+    ctx: Any, grad_lse: Tensor | None, grad_cos: Tensor | None, grad_kept: None
+) -> tuple[Tensor | None, ...]:
+    x, weight, targets, lse, kept = ctx.saved_tensors
+    zero = torch.zeros_like(lse)
+    grad_x, grad_weight = _backward_operation(
+        zero if grad_lse is None else grad_lse,
+        zero if grad_cos is None else grad_cos,
+        x,
+        weight,
+        targets,
+        lse,
+        kept,
+        ctx.scale,
+        ctx.workspace,
+    )
+    return grad_x, grad_weight, None, None, None, None, None
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "negative_logsumexp has no second derivative (its first one is computed in chunks): "
+        "take logits() and torch.nn.functional.cross_entropy for a problem that fits in memory"
+    )
+
+
+_operation.register_autograd(_differentiate, setup_context=_save)
+_backward_operation.register_autograd(_refuse)
+
+
+def _chunks(b: int, d: int, v: int, dtype: torch.dtype, workspace: int) -> list[slice]:
+    # What a class takes: its logit, and logsumexp's two copies; its row, gradient, and product.
+    size = max(1, workspace // (dtype.itemsize * 3 * (b + d)))
+    return [slice(start, min(start + size, v)) for start in range(0, v, size)]
+
+
+def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit rows and the inverse norms; both 0 where the norm is."""
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    null = norm <= 1e-12
+    inverse = norm.masked_fill(null, 1).reciprocal().masked_fill(null, 0)
+    return rows * inverse, inverse
+
+
+def _set_target(chunk: Tensor, column: Tensor, value: Tensor | float) -> None:
+    """Write `value` at each sample's own class if it is in this chunk; waits for no device."""
+    inside = ((column >= 0) & (column < chunk.shape[1]))[:, None]
+    column = column.clamp(0, chunk.shape[1] - 1)[:, None]
+    chunk.scatter_(1, column, torch.where(inside, value, chunk.gather(1, column)))
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which products keep the dtype of their operands."""
+    device = tensor.device.type
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def check_inputs(x: Tensor, weight: Tensor, labels: Tensor, scale: float) -> None:
+    """Refuse shapes, dtypes and devices that do not belong together."""
+    check_scale(scale)
+    if x.ndim != 2 or x.shape[0] == 0:
+        raise ValueError(f"embeddings must be [b, d] with b at least 1; got {list(x.shape)}")
+    if weight.ndim != 2 or weight.shape[1] != x.shape[1] or weight.shape[0] == 0:
+        raise ValueError(
+            f"weight must be [v, d] with v at least 1 and d = {x.shape[1]} (as embeddings); "
+            f"got {list(weight.shape)}"
+        )
+    if labels.shape != x.shape[:1]:
+        raise ValueError(
+            f"labels must be [b] with b = {x.shape[0]} (as embeddings); got {list(labels.shape)}"
+        )
+    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be whole numbers; got {labels.dtype}: pass labels.long()")
+    if not x.device == weight.device == labels.device:
+        raise ValueError(
+            "embeddings, weight and labels must be on one device; got "
+            f"{x.device}, {weight.device} and {labels.device}"
+        )
+
+
+def check_scale(scale: float) -> None:
+    """Refuse a scale that is no positive number."""
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite; got {scale}")
+
+
+def class_indices(labels: Tensor, v: int, ignore_index: int) -> Tensor:
+    """Return the labels with -1 for the ignored ones, or refuse those that are no class."""
+    ignored = labels == ignore_index
+    wrong = ((labels < 0) | (labels >= v)) & ~ignored
+    if wrong.any():
+        position = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"labels must be in [0, {v}), the rows of weight, or ignore_index = {ignore_index}; "
+            f"got {int(labels[position])} at position {position}"
+        )
+    return labels.masked_fill(ignored, -1)
