@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Num
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from partlocal.hourglass import Hourglass, Stem, resize_bilinear
 from partlocal.hub import HubModule, load_weights
 from partlocal.labels import HELEN, LabelSet
 from partlocal.pixels import Pixels
@@ -59,7 +59,7 @@ class ParsingNet(Freezable, HubModule):
     torch.Size([2, 5, 2])
 
     Args:
-        labels: the label set of the maps, or just their number.
+        labels: the label set of the maps, or just their number, which names them `map_0`, ...
         width: channels at every level; even.
         num_stacks: how many hourglasses follow one another, each correcting the one before it.
         bottleneck_size: rows and columns at the narrowest level, reached from `grid` by halving.
@@ -88,16 +88,18 @@ class ParsingNet(Freezable, HubModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(labels, int):
+            names = tuple(f"map_{i}" for i in range(labels))
+            if not names:
+                raise ValueError(f"labels must be a LabelSet or a number >= 1; got {labels}")
+            labels = LabelSet(f"{labels} maps", names)
         self.labels = labels
-        self.num_labels = labels if isinstance(labels, int) else len(labels)
         self.width = width
         self.num_stacks = num_stacks
         self.bottleneck_size = bottleneck_size
         self.input_size = input_size
         self.grid = grid
         self._warned = False
-        if self.num_labels < 1:
-            raise ValueError(f"labels must be a LabelSet or a number >= 1; got {labels}")
         if width < 2 or width % 2:
             raise ValueError(f"width must be even and at least 2; got {width}")
         if num_stacks < 1:
@@ -109,27 +111,17 @@ class ParsingNet(Freezable, HubModule):
 
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.pixels = Pixels((127.5 / 255,) * 3, (128 / 255,) * 3, input).to(**dd)
-        self.stem = _stem(width, halvings, dd)
+        self.stem = Stem(width, halvings, **dd)
         self.stacks = nn.ModuleList(
-            _Stack(width, self.num_labels, depth, last=i == num_stacks - 1, dd=dd)
+            Hourglass(width, len(labels), depth, last=i == num_stacks - 1, **dd)
             for i in range(num_stacks)
         )
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights, such that features keep their scale and logits start near zero."""
+        """Draw fresh weights, such that features keep their scale and logits start small."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            elif isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, Stem | Hourglass):
                 module.reset_parameters()
-        for module in self.modules():
-            if isinstance(module, _Residual):
-                # Not zero: then nothing before this layer would learn from the first step.
-                nn.init.kaiming_normal_(module.branch[-1].weight, a=3.0)
-            elif isinstance(module, _Stack):
-                nn.init.normal_(module.head.weight, std=0.01)
-                nn.init.zeros_(module.head.bias)
 
     @property
     def trained(self) -> bool:
@@ -138,12 +130,20 @@ class ParsingNet(Freezable, HubModule):
 
     def forward(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b n s s"]:
         """Return the logits of the last stack."""
-        return _resize(self._grid_logits(images)[-1], (self.input_size, self.input_size))
+        return resize_bilinear(self._grid_logits(images)[-1], (self.input_size, self.input_size))
 
-    def forward_stacks(self, images: Num[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n s s"]]:
-        """Return the logits of every stack, for a loss on each."""
-        size = (self.input_size, self.input_size)
-        return [_resize(logits, size) for logits in self._grid_logits(images)]
+    def forward_stacks(
+        self, images: Num[Tensor, "b 3 h w"], size: int | None = None
+    ) -> list[Float[Tensor, "b n s s"]]:
+        """Return the logits of every stack, for a loss on each.
+
+        Args:
+            images: pictures of any size.
+            size: rows and columns of the logits, by default `input_size`. Where the stacks work
+                on a small grid, a loss at full size costs as much as the stacks.
+        """
+        size = size or self.input_size
+        return [resize_bilinear(logits, (size, size)) for logits in self._grid_logits(images)]
 
     def _grid_logits(self, images: Tensor) -> list[Tensor]:
         if self.frozen and not self._warned and not torch.compiler.is_compiling():
@@ -154,7 +154,7 @@ class ParsingNet(Freezable, HubModule):
                     "one with ParsingNet.pretrained() or ParsingNet.from_pretrained(folder)",
                     stacklevel=3,
                 )
-        x = _resize(self.pixels(images), (self.input_size, self.input_size), antialias=True)
+        x = resize_bilinear(self.pixels(images), (self.input_size, self.input_size), antialias=True)
         x = self.stem(x)
         outputs = []
         for stack in self.stacks:
@@ -164,9 +164,8 @@ class ParsingNet(Freezable, HubModule):
 
     def config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this network, as JSON holds them."""
-        labels = self.labels if isinstance(self.labels, int) else self.labels.to_dict()
         return {
-            "labels": labels,
+            "labels": self.labels.to_dict(),
             "width": self.width,
             "num_stacks": self.num_stacks,
             "bottleneck_size": self.bottleneck_size,
@@ -178,9 +177,7 @@ class ParsingNet(Freezable, HubModule):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "ParsingNet":
         """Build a network with fresh weights from what `config()` returned."""
-        labels = config["labels"]
-        labels = labels if isinstance(labels, int) else LabelSet.from_dict(labels)
-        return cls(**{**config, "labels": labels})
+        return cls(**{**config, "labels": LabelSet.from_dict(config["labels"])})
 
     def save_compact(
         self, path: str | Path = PRETRAINED, about: Mapping[str, Any] | None = None
@@ -200,15 +197,10 @@ class ParsingNet(Freezable, HubModule):
         }
         if bad := [name for name, t in tensors.items() if not t.isfinite().all()]:
             raise ValueError(f"weights are not finite in half precision: {', '.join(bad)}")
-        config = {
-            "class": type(self).__name__,
-            "arguments": self.config(),
-            "about": dict(about or {}),
-        }
-        text = json.dumps(config, indent=2) + "\n"
+        text = json.dumps({"arguments": self.config(), "about": dict(about or {})}, indent=2)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             save_file(tensors, Path(scratch) / path.name)
-            (Path(scratch) / "config.json").write_text(text, encoding="utf-8")
+            (Path(scratch) / "config.json").write_text(text + "\n", encoding="utf-8")
             os.replace(Path(scratch) / path.name, path)
             os.replace(Path(scratch) / "config.json", path.with_suffix(".json"))
 
@@ -245,9 +237,8 @@ class ParsingNet(Freezable, HubModule):
 
     def extra_repr(self) -> str:
         """Show the arguments."""
-        labels = self.labels if isinstance(self.labels, int) else self.labels.name
         return (
-            f"labels={labels}, width={self.width}, num_stacks={self.num_stacks}, "
+            f"labels={self.labels.name}, width={self.width}, num_stacks={self.num_stacks}, "
             f"bottleneck_size={self.bottleneck_size}, input_size={self.input_size}, "
             f"grid={self.grid}"
         )
@@ -288,19 +279,20 @@ class LogitsAdapter(Freezable):
         super().__init__()
         self.module = module
         self.labels = labels
-        self.num_labels = len(labels)
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.size = (size, size) if isinstance(size, int) else size
         self.pixels = Pixels(mean, std, input)
 
     def forward(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b n s1 s2"]:
         """Return the module's logits at `size`."""
-        logits = _find_logits(self.module(_resize(self.pixels(images), self.size, antialias=True)))
-        if logits.ndim != 4 or logits.shape[1] != self.num_labels:
+        logits = _find_logits(
+            self.module(resize_bilinear(self.pixels(images), self.size, antialias=True))
+        )
+        if logits.ndim != 4 or logits.shape[1] != len(self.labels):
             raise ValueError(
                 f"{type(self.module).__name__} must return [b, n, h, w] with n = "
-                f"{self.num_labels} (as {self.labels.name}); got {list(logits.shape)}"
+                f"{len(self.labels)} (as {self.labels.name}); got {list(logits.shape)}"
             )
-        return _resize(logits, self.size)
+        return resize_bilinear(logits, self.size)
 
     def extra_repr(self) -> str:
         """Show the arguments that are no modules."""
@@ -341,12 +333,6 @@ def _halvings(name: str, size: int, start_name: str, start: int) -> int:
     return sizes.index(size)
 
 
-def _resize(x: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size, mode="bilinear", antialias=antialias)
-
-
 def _find_logits(output: object) -> Tensor:
     found = output
     if isinstance(found, tuple | list) and found and not hasattr(found, "_fields"):
@@ -364,72 +350,3 @@ def _find_logits(output: object) -> Tensor:
             f"'logits'; got {type(output).__name__}: wrap it in a module that returns one of these"
         )
     return found
-
-
-def _norm_conv(in_width: int, out_width: int, size: int, stride: int, dd: dict) -> list[nn.Module]:
-    # No bias: the BatchNorm that every later layer starts with would subtract it again.
-    return [
-        nn.BatchNorm2d(in_width, **dd),
-        nn.ReLU(),
-        nn.Conv2d(in_width, out_width, size, stride, size // 2, bias=False, **dd),
-    ]
-
-
-def _stem(width: int, halvings: int, dd: dict) -> nn.Sequential:
-    first = width // 2 if halvings > 1 else width
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, first, 3, 2 if halvings else 1, 1, bias=False, **dd),
-    ]
-    for i in range(1, halvings):
-        last = i == halvings - 1
-        layers += _norm_conv(first, width if last else first, 3, 2, dd)
-    return nn.Sequential(*layers, _Residual(width, dd))
-
-
-class _Residual(nn.Module):
-    """Pre-activation bottleneck: 1x1 to half the width, 3x3, 1x1 back."""
-
-    def __init__(self, width: int, dd: dict) -> None:
-        super().__init__()
-        half = width // 2
-        self.branch = nn.Sequential(
-            *_norm_conv(width, half, 1, 1, dd),
-            *_norm_conv(half, half, 3, 1, dd),
-            *_norm_conv(half, width, 1, 1, dd),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
-
-
-class _Stack(nn.Module):
-    """One hourglass, its logits, and what the next one is given."""
-
-    def __init__(self, width: int, num_labels: int, depth: int, last: bool, dd: dict) -> None:
-        super().__init__()
-        self.skips = nn.ModuleList(_Residual(width, dd) for _ in range(depth))
-        self.downs = nn.ModuleList(
-            nn.Sequential(*_norm_conv(width, width, 3, 2, dd)) for _ in range(depth)
-        )
-        self.middle = _Residual(width, dd)
-        self.ups = nn.ModuleList(_Residual(width, dd) for _ in range(depth))
-        self.norm = nn.Sequential(nn.BatchNorm2d(width, **dd), nn.ReLU())
-        self.head = nn.Conv2d(width, num_labels, 1, **dd)
-        # After the last stack they would be parameters without a gradient.
-        self.remap_features = None if last else nn.Conv2d(width, width, 1, bias=False, **dd)
-        self.remap_logits = None if last else nn.Conv2d(num_labels, width, 1, bias=False, **dd)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        inner, kept = x, []
-        for skip, down in zip(self.skips, self.downs, strict=True):
-            kept.append(skip(inner))
-            inner = down(inner)
-        inner = self.middle(inner)
-        for up in self.ups:
-            side = kept.pop()
-            inner = side + _resize(up(inner), side.shape[-2:])
-        features = self.norm(inner)
-        logits = self.head(features)
-        if self.remap_features is not None and self.remap_logits is not None:
-            x = x + self.remap_features(features) + self.remap_logits(logits)
-        return x, logits
