@@ -1,0 +1,123 @@
+"""Part vectors to a descriptor of parts and of the structure between them (FSENet, section 3.4)."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from partlocal.kernels import Implementation, check_implementation
+from partlocal.numerics import accumulation_dtype, result_dtype, wide_matmul
+
+
+def structure_correlation(
+    parts: Float[Tensor, "b k c"],
+    visibility: Float[Tensor, "b k"] | Bool[Tensor, "b k"] | None = None,
+    implementation: Implementation = "auto",
+) -> Float[Tensor, "b k f"]:
+    """Append to each part its distance and cosine to every other part.
+
+    >>> structure_correlation(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]))
+    tensor([[[3., 0., 5., 0.],
+             [0., 4., 5., 0.]]])
+
+    Args:
+        parts: one vector a part.
+        visibility: how visible each part is. When given, a part counts as absent if its
+            visibility is 0 or its vector is zero (as `part_mask_pool` returns absent parts), and
+            the pairs of an absent part are 0: else the distance to it would be the length of the
+            other part. None takes every vector as it is.
+        implementation: `"auto"`, `"torch"` or `"triton"`.
+
+    Returns:
+        For each part its own c numbers, then (Euclidean distance, cosine) to each other part in
+        part order: c + 2(k-1) numbers, in the dtype of `parts` (or autocast's). The cosine with a
+        zero vector is 0; the distance between equal vectors has the gradient 0.
+
+    Raises:
+        ValueError: wrong shape, an empty batch, no part.
+        TypeError: the parts are not floating point.
+
+    Source: FSENet, section 3.4; its D (eq. 7) is read as distance, its A as cosine.
+    """
+    check_implementation(implementation, "structure_correlation")
+    _check_inputs(parts, visibility)
+    k = parts.shape[1]
+    wide = parts.to(accumulation_dtype(parts.dtype))
+
+    # Each pair is computed once; from differences, because the Gram form cancels.
+    first, second = torch.triu_indices(k, k, 1, device=parts.device)
+    squared = (wide.index_select(1, first) - wide.index_select(1, second)).square().sum(2)
+    apart = squared > 0
+    distance = torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
+
+    energy = wide.square().sum(2, keepdim=True)
+    nonzero = energy > 0
+    unit = wide * torch.where(nonzero, torch.where(nonzero, energy, 1).rsqrt(), 0)
+    cosine = wide_matmul(unit, unit.mT)
+
+    rows, others = _others(k, parts.device)
+    low, high = torch.minimum(rows, others), torch.maximum(rows, others)
+    pair = low * (2 * k - low - 1) // 2 + high - low - 1
+    pairs = torch.stack([distance[:, pair], cosine[:, rows, others]], dim=3)
+    if visibility is not None:
+        present = (visibility > 0) & nonzero[:, :, 0]
+        both = present[:, rows] & present[:, others]
+        pairs = torch.where(both[..., None], pairs, 0)
+    return torch.cat([wide, pairs.flatten(2)], dim=2).to(result_dtype(parts))
+
+
+class StructureCorrelation(nn.Module):
+    """`structure_correlation` as a layer.
+
+    >>> StructureCorrelation()(torch.ones(1, 6, 128)).shape
+    torch.Size([1, 6, 138])
+
+    Args:
+        implementation: `"auto"`, `"torch"` or `"triton"`.
+    """
+
+    def __init__(self, implementation: Implementation = "auto") -> None:
+        super().__init__()
+        check_implementation(implementation, "structure_correlation")
+        self.implementation = implementation
+
+    def forward(
+        self,
+        parts: Float[Tensor, "b k c"],
+        visibility: Float[Tensor, "b k"] | Bool[Tensor, "b k"] | None = None,
+    ) -> Float[Tensor, "b k f"]:
+        """Return the parts with the structure between them."""
+        return structure_correlation(
+            parts, visibility=visibility, implementation=self.implementation
+        )
+
+    def extra_repr(self) -> str:
+        """Show the arguments that rebuild this layer."""
+        return f"implementation={self.implementation!r}"
+
+
+def _others(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return for part i, at [i, j], i itself and the j-th of the other parts."""
+    rows = torch.arange(k, device=device)[:, None]
+    others = torch.arange(k - 1, device=device)[None]
+    return rows.expand(k, k - 1), others + (others >= rows)
+
+
+def _check_inputs(parts: Tensor, visibility: Tensor | None) -> None:
+    if not parts.is_floating_point():
+        raise TypeError(f"parts must be floating point; got {parts.dtype}: pass parts.float()")
+    if parts.ndim != 3 or 0 in parts.shape[1:]:
+        raise ValueError(f"parts must be [b, k, c], none of them 0; got {list(parts.shape)}")
+    if parts.shape[0] == 0:
+        raise ValueError("parts must hold at least one image; got an empty batch")
+    if visibility is None:
+        return
+    if visibility.shape != parts.shape[:2]:
+        raise ValueError(
+            f"visibility must be [b, k] = {list(parts.shape[:2])} (as parts); "
+            f"got {list(visibility.shape)}"
+        )
+    if visibility.device != parts.device:
+        raise ValueError(
+            f"visibility must be on {parts.device} (as parts); got {visibility.device}: "
+            f"pass visibility.to({str(parts.device)!r})"
+        )

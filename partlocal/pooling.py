@@ -1,0 +1,254 @@
+"""Feature map and part maps to one vector a part (FSENet, section 3.3 and 4.7.4)."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from partlocal.kernels import Implementation, check_implementation
+from partlocal.numerics import (
+    EPS,
+    accumulation_dtype,
+    refuse_non_finite,
+    result_dtype,
+    wide_matmul,
+)
+from partlocal.resize import resize_maps
+
+Mode = Literal["sum", "mean", "max"]
+
+
+class PartFeatures(NamedTuple):
+    """What `part_mask_pool` returns."""
+
+    parts: Float[Tensor, "b k c"]
+    mass: Float[Tensor, "b k"]
+    visibility: Float[Tensor, "b k"]
+
+
+def part_mask_pool(
+    features: Float[Tensor, "b c h w"] | Float[Tensor, "b hw c"],
+    maps: Float[Tensor, "b k mh mw"],
+    mode: Mode = "sum",
+    normalize: bool = True,
+    visibility: Float[Tensor, "b k"] | None = None,
+    min_visibility: float = 0.0,
+    area_threshold: float = 0.5,
+    grid: tuple[int, int] | None = None,
+    implementation: Implementation = "auto",
+) -> PartFeatures:
+    """Pool the features of each part under its map.
+
+    >>> features = torch.tensor([[[[1.0, 3.0, 5.0, 7.0]]]])
+    >>> maps = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 0.5, 1.0]]]])
+    >>> parts, mass, visibility = part_mask_pool(features, maps)
+    >>> parts[0, :, 0], mass[0]
+    (tensor([2.0000, 6.3333]), tensor([2.0000, 1.5000]))
+
+    Args:
+        features: a feature map in any memory layout, read where it lies (half precision is
+            widened once); pass NHWC as `features.permute(0, 3, 1, 2)`. Or the tokens of a vision
+            transformer, without its prefix tokens.
+        maps: weights of the parts, usually in [0, 1]. From another grid they are brought to that
+            of the features by exact area; for their maximum pass
+            `resize_maps(maps, (h, w), mode="max")`.
+        mode: `"sum"` weighs the features by the map; `"mean"` and `"max"` take them as they are,
+            over the cells where the map is at least `area_threshold`.
+        normalize: divide by the mass of the part, in every mode (the paper's table 13).
+        visibility: of each part, as `part_maps` returns it; None takes the peak of each map.
+        min_visibility: parts below it are absent; 0 keeps all (the paper).
+        area_threshold: the border of the area in `"mean"` and `"max"`.
+        grid: (height, width) of the tokens; not for feature maps.
+        implementation: `"auto"`, `"torch"` or `"triton"`.
+
+    Returns:
+        parts, in the dtype of the features (or autocast's), the mass (sum of the map over the
+        cells of the features) and the visibility, both in float32 (float64 for float64). A part
+        is absent when its mass is at most 1e-6, its visibility below `min_visibility`, or its
+        area empty (`"mean"` and `"max"`): then its vector and all its gradients are 0.
+
+    Raises:
+        ValueError: wrong shapes or devices, an empty batch, no part, an unknown mode, or features
+            that are not finite (checked in eager mode on a CPU, as far as they reach a part).
+        TypeError: features or maps are not floating point.
+
+    Source: FSENet, section 3.3 (eq. 6) and 4.7.4 (sum, mean and max "under the masked area").
+    """
+    check_implementation(implementation, "part_mask_pool")
+    _check_mode(mode)
+    features = _as_map(features, grid)
+    _check_inputs(features, maps, visibility)
+    wide = accumulation_dtype(features.dtype)
+
+    if visibility is None:
+        visibility = maps.amax((2, 3))
+    visibility = visibility.to(wide)
+    maps = resize_maps(maps.to(wide), (features.shape[2], features.shape[3]))
+    mass = maps.sum((2, 3))
+    present = (mass > EPS) & (visibility >= min_visibility)
+    if mode == "sum":
+        parts = _weighted_sum(features, maps)
+    else:
+        area = maps >= area_threshold
+        count = area.sum((2, 3))
+        present = present & (count > 0)
+        if mode == "mean":
+            parts = _weighted_sum(features, area.to(wide)) / count.clamp(min=1)[..., None]
+        else:
+            parts = _masked_max(features, area).to(wide)
+    refuse_non_finite(torch.where(present[..., None], parts, 0), "features", "the pooled parts")
+    if normalize:
+        # The divisor of an absent part must be harmless too, or its gradient would be 0 * inf.
+        parts = parts / torch.where(present, mass, 1)[..., None]
+    parts = torch.where(present[..., None], parts, 0)
+    return PartFeatures(parts.to(result_dtype(features)), mass, visibility)
+
+
+class PartMaskPool(nn.Module):
+    """`part_mask_pool` as a layer: features and maps in, part vectors out.
+
+    >>> PartMaskPool(mode="max")(torch.ones(1, 64, 28, 28), torch.ones(1, 6, 28, 28)).parts.shape
+    torch.Size([1, 6, 64])
+
+    Args: those of `part_mask_pool`, in the same order, without the tensors and their grid.
+    """
+
+    def __init__(
+        self,
+        mode: Mode = "sum",
+        normalize: bool = True,
+        min_visibility: float = 0.0,
+        area_threshold: float = 0.5,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__()
+        check_implementation(implementation, "part_mask_pool")
+        _check_mode(mode)
+        self.mode = mode
+        self.normalize = normalize
+        self.min_visibility = min_visibility
+        self.area_threshold = area_threshold
+        self.implementation = implementation
+
+    def forward(
+        self,
+        features: Float[Tensor, "b c h w"] | Float[Tensor, "b hw c"],
+        maps: Float[Tensor, "b k mh mw"],
+        visibility: Float[Tensor, "b k"] | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> PartFeatures:
+        """Return the vector, mass and visibility of each part."""
+        return part_mask_pool(
+            features,
+            maps,
+            mode=self.mode,
+            normalize=self.normalize,
+            visibility=visibility,
+            min_visibility=self.min_visibility,
+            area_threshold=self.area_threshold,
+            grid=grid,
+            implementation=self.implementation,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the arguments that rebuild this layer."""
+        return (
+            f"mode={self.mode!r}, normalize={self.normalize}, "
+            f"min_visibility={self.min_visibility}, area_threshold={self.area_threshold}, "
+            f"implementation={self.implementation!r}"
+        )
+
+
+def _weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
+    """Return `sum_p weights[b, k, p] features[b, c, p]`, summed in the dtype of `weights`."""
+    features = features.to(weights.dtype)
+    height, width, stride = features.shape[2], features.shape[3], features.stride()
+    if height == 1 or width == 1 or stride[2] == width * stride[3]:
+        return wide_matmul(weights.flatten(2), features.flatten(2).mT)
+    # The rows of a crop are not evenly spaced, and flattening would copy it: one row at a time.
+    rows = zip(weights.unbind(2), features.unbind(2), strict=True)
+    total = weights.new_zeros(())
+    for weight, row in rows:
+        total = total + wide_matmul(weight, row.mT)
+    return total
+
+
+def _masked_max(features: Tensor, area: Bool[Tensor, "b k h w"]) -> Tensor:
+    """Return the maximum of each channel over each area.
+
+    Each part is searched in turn without a graph, so that the features under one part are the
+    largest temporary. What is found is picked by index, which autograd can differentiate twice;
+    the first of equal cells gets the gradient.
+    """
+    batch, channels, _, width = features.shape
+    flat = []
+    for k in range(area.shape[1]):
+        under = torch.where(area[:, k, None], features.detach(), -torch.inf)
+        flat.append(under.flatten(2).max(2).indices)
+    cell = torch.stack(flat, 1)
+    image = torch.arange(batch, device=features.device)[:, None, None]
+    channel = torch.arange(channels, device=features.device)
+    return features[image, channel, cell // width, cell % width]
+
+
+def _as_map(features: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    if not features.is_floating_point():
+        raise TypeError(
+            f"features must be floating point; got {features.dtype}: pass features.float()"
+        )
+    if features.ndim == 4:
+        if grid is not None:
+            raise ValueError(
+                "grid is for tokens [b, hw, c]; got features [b, c, h, w], which have their own: "
+                "leave it out"
+            )
+        return features
+    if features.ndim != 3:
+        raise ValueError(
+            f"features must be [b, c, h, w], or tokens [b, hw, c] with grid=(h, w); "
+            f"got {list(features.shape)}"
+        )
+    tokens = features.shape[1]
+    if grid is None:
+        raise ValueError(
+            f"tokens [b, hw, c] = {list(features.shape)} need grid=(h, w) with h * w = {tokens}"
+        )
+    if grid[0] * grid[1] != tokens:
+        raise ValueError(
+            f"grid must have h * w = {tokens} cells (as the tokens); got {tuple(grid)}: "
+            "drop prefix tokens first"
+        )
+    return features.unflatten(1, tuple(grid)).permute(0, 3, 1, 2)
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in ("sum", "mean", "max"):
+        raise ValueError(f"mode must be 'sum', 'mean' or 'max'; got {mode!r}")
+
+
+def _check_inputs(features: Tensor, maps: Tensor, visibility: Tensor | None) -> None:
+    batch = features.shape[0]
+    if batch == 0:
+        raise ValueError("features must hold at least one image; got an empty batch")
+    if 0 in features.shape[1:]:
+        raise ValueError(f"features must hold no empty axis; got {list(features.shape)}")
+    if not maps.is_floating_point():
+        raise TypeError(f"maps must be floating point; got {maps.dtype}: pass maps.float()")
+    if maps.ndim != 4 or maps.shape[0] != batch or 0 in maps.shape[2:]:
+        raise ValueError(
+            f"maps must be [b, k, h, w] with b = {batch} (as features); got {list(maps.shape)}"
+        )
+    if maps.shape[1] == 0:
+        raise ValueError(f"maps must hold at least one part; got {list(maps.shape)}")
+    if visibility is not None and visibility.shape != maps.shape[:2]:
+        raise ValueError(
+            f"visibility must be [b, k] = {list(maps.shape[:2])} (as maps); "
+            f"got {list(visibility.shape)}"
+        )
+    for name, tensor in (("maps", maps), ("visibility", visibility)):
+        if tensor is not None and tensor.device != features.device:
+            raise ValueError(
+                f"{name} must be on {features.device} (as features); got {tensor.device}: "
+                f"pass {name}.to({str(features.device)!r})"
+            )
