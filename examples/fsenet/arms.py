@@ -1,0 +1,95 @@
+"""The arms that a run compares, their scores on the protocol's pairs, and the numbers they give."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from describe import Described
+from protocols.procedural import Pairs
+from torch import Tensor
+
+from partlocal.evaluation.identification import rank_k
+from partlocal.evaluation.verification import (
+    auc,
+    auc_interval,
+    paired_accuracy_test,
+    tar_at_far,
+    ten_fold_accuracy,
+)
+
+COMPARISONS = (  # what the paper claims, then whether the maps are what it comes from
+    ("joint: both", "global only"),
+    ("joint: both", "joint: global half"),
+    ("joint: both", "control: mean maps"),
+    ("joint: both", "control: another person's maps"),
+    ("joint: both", "control: uniform maps"),
+)
+
+
+def arm_vectors(
+    joint: Described, alone: Described, untrained: Described | None = None
+) -> dict[str, Tensor]:
+    """Name the unit descriptors of each arm.
+
+    Args:
+        joint: FSENet, with its controls.
+        alone: the global-only network.
+        untrained: FSENet before its first step.
+    """
+    arms = {
+        "global only": alone.global_half,
+        "joint: global half": joint.global_half,
+        "joint: local half": joint.local_half,
+        "joint: both": joint.join(joint.local_half),
+    }
+    if untrained is not None:
+        arms = {"untrained": untrained.join(untrained.local_half), **arms}
+    for name, local in joint.controls.items():
+        arms[f"control: {name}"] = joint.join(local)
+    return arms
+
+
+def score_pairs(vectors: Tensor, pairs: Pairs) -> np.ndarray:
+    """Return the cosine of each pair of unit vectors."""
+    first, second = torch.from_numpy(pairs.first), torch.from_numpy(pairs.second)
+    return (vectors[first] * vectors[second]).sum(1).numpy()
+
+
+def measure(
+    arms: dict[str, Tensor], pairs: Pairs
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Return the numbers of each arm, paired tests between arms, and the scores of each.
+
+    The accuracy of each fold is that at the best threshold of the other folds. Its standard error
+    is that of a share of independent pairs. Identification enrols the first picture of everybody
+    and looks for all others.
+    """
+    numbers, correct, scores = {}, {}, {}
+    enrolled = np.unique(pairs.identities, return_index=True)[1]
+    probes = np.setdiff1d(np.arange(len(pairs.identities)), enrolled)
+    for name, vectors in arms.items():
+        scores[name] = score_pairs(vectors, pairs)
+        folds = ten_fold_accuracy(scores[name], pairs.same, pairs.fold)
+        correct[name] = folds.correct
+        share = float(folds.correct.mean())
+        who = pairs.identities[np.stack([pairs.first, pairs.second], 1)]
+        numbers[name] = {
+            "accuracy": folds.mean,
+            "standard_error": float(np.sqrt(share * (1 - share) / len(folds.correct))),
+            "standard_error_over_folds": folds.standard_error,
+            "auc": auc(scores[name], pairs.same),
+            "auc_interval": list(auc_interval(scores[name], who)),
+            "tar_at_far_0.01": float(tar_at_far(scores[name], pairs.same, 0.01)),
+            "rank_1": rank_k(
+                (vectors[probes] @ vectors[enrolled].T).numpy(),
+                pairs.identities[enrolled],
+                pairs.identities[probes],
+                1,
+            ),
+        }
+    tests = [
+        {"a": a, "b": b, **paired_accuracy_test(correct[a], correct[b])._asdict()}
+        for a, b in COMPARISONS
+        if a in correct and b in correct
+    ]
+    return numbers, tests, scores

@@ -1,0 +1,96 @@
+"""Random geometry and light for a batch; part maps and labels move with their pictures."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from partlocal.labels import LabelSet, Parts
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a training picture may be moved; zeros leave it where it is.
+
+    Args:
+        flip: share of mirrored pictures (left and right parts trade places).
+        shift: largest move along each axis, as a share of the side.
+        scale: largest change of size, as a share.
+        rotation: largest turn, degrees.
+        brightness: largest change of gain, as a share.
+        contrast: largest change of contrast about the mean, as a share.
+        grey: share of pictures that lose their colour.
+    """
+
+    flip: float = 0.5
+    shift: float = 0.0
+    scale: float = 0.0
+    rotation: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    grey: float = 0.0
+
+    @property
+    def moves(self) -> bool:
+        """Whether pictures are resampled at all."""
+        return any((self.shift, self.scale, self.rotation))
+
+
+def augment(
+    images: Tensor, maps: Tensor | None, names: LabelSet | Parts, how: Augmentation, rng: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Change `images` (uint8, b 3 h w) and move `maps` alike; returns floats in [0, 1].
+
+    Args:
+        images: the pictures.
+        maps: part maps `b k hm wm` (floats, resampled bilinearly), a label map `b h w`
+            (integers, nearest), or None.
+        names: of the maps' channels or the label map's values, for the swap of left and right.
+        how: the ranges.
+        rng: a generator on the CPU; the same state gives the same batch.
+    """
+    b, device = images.shape[0], images.device
+    draw = torch.rand(7, b, generator=rng)
+    pixels = images.float() / 255
+
+    mirrored = (draw[0] < how.flip).to(device)
+    pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+    if maps is not None:
+        swap = mirrored.view(-1, *[1] * (maps.ndim - 1))
+        maps = torch.where(swap, names.flip(maps), maps)
+
+    if how.moves:
+        matrix = _similarities(draw[1:5], how).to(device)
+        pixels = _move(pixels, matrix, "bilinear", "border")
+        if maps is not None and maps.is_floating_point():
+            maps = _move(maps, matrix, "bilinear", "zeros")
+        elif maps is not None:
+            moved = _move(maps.unsqueeze(1).float(), matrix, "nearest", "border")
+            maps = moved.squeeze(1).to(maps.dtype)
+
+    if how.brightness or how.contrast:
+        gain = (1 + how.brightness * (2 * draw[5] - 1)).to(device).view(-1, 1, 1, 1)
+        contrast = (1 + how.contrast * (2 * draw[6] - 1)).to(device).view(-1, 1, 1, 1)
+        mean = pixels.mean((1, 2, 3), keepdim=True)
+        pixels = (((pixels - mean) * contrast + mean) * gain).clamp(0, 1)
+    if how.grey:
+        colourless = (torch.rand(b, generator=rng) < how.grey).to(device).view(-1, 1, 1, 1)
+        pixels = torch.where(colourless, pixels.mean(1, keepdim=True), pixels)
+    return pixels, maps
+
+
+def _similarities(draw: Tensor, how: Augmentation) -> Tensor:
+    """Turn four uniform numbers a picture into the matrices of `affine_grid`."""
+    dx, dy, size, turn = 2 * draw - 1
+    size = 1 + how.scale * size
+    angle = math.radians(how.rotation) * turn
+    cos, sin = size * angle.cos(), size * angle.sin()
+    x, y = 2 * how.shift * dx, 2 * how.shift * dy  # the grid's side is 2
+    return torch.stack([torch.stack([cos, -sin, x], 1), torch.stack([sin, cos, y], 1)], 1)
+
+
+def _move(x: Tensor, matrix: Tensor, mode: str, padding: str) -> Tensor:
+    grid = F.affine_grid(matrix.to(x.dtype), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode=mode, padding_mode=padding, align_corners=False)

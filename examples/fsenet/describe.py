@@ -1,0 +1,133 @@
+"""Pictures to descriptors: both mirror images of each, under real and under control maps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from fit import Workplace
+from model import GlobalNet
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from partlocal import PartLocalNet
+
+CONTROLS = ("mean maps", "another person's maps", "uniform maps")
+
+
+@dataclass(frozen=True)
+class Described:
+    """Unit vectors of n pictures, original and mirrored concatenated (eq. 5).
+
+    Args:
+        global_half: n x 2g.
+        local_half: n x 2l, or None for a network without parts.
+        controls: the local half again, under maps that are not the picture's.
+        local_weight: of the local half when both are joined.
+    """
+
+    global_half: Tensor
+    local_half: Tensor | None
+    controls: dict[str, Tensor]
+    local_weight: float
+
+    def join(self, local: Tensor) -> Tensor:
+        """Return unit descriptors of the global half and one of the local ones."""
+        return F.normalize(torch.cat([self.global_half, self.local_weight * local], 1), dim=1)
+
+
+@torch.inference_mode()
+def describe(
+    net: PartLocalNet | GlobalNet,
+    images: Tensor,
+    place: Workplace,
+    *,
+    mean_maps: Tensor | None = None,
+    strangers: Tensor | None = None,
+    batch_size: int = 100,
+) -> Described:
+    """Describe pictures with a trained network, and with its part maps replaced by controls.
+
+    Args:
+        net: either network.
+        images: uint8 `n 3 h w`.
+        place: device and precision.
+        mean_maps: `k h w`, the mean of the training set's maps, for the control of that name.
+        strangers: for each picture the index of a picture of somebody else; None leaves the
+            controls out.
+        batch_size: pictures a step.
+    """
+    net.eval()
+    if isinstance(net, GlobalNet):
+        views = [_global_only(net, images, mirror, place, batch_size) for mirror in (False, True)]
+        return Described(F.normalize(torch.cat(views, 1), dim=1), None, {}, 0.0)
+
+    maps = [_parse(net, images, mirror, place, batch_size) for mirror in (False, True)]
+    halves: dict[str, list[Tensor]] = {}
+    for mirror, own in zip((False, True), maps, strict=True):
+        variants = {"own": own}
+        if strangers is not None and mean_maps is not None:
+            mean = net.part_maps.parts.flip(mean_maps) if mirror else mean_maps
+            variants["mean maps"] = mean.to(own).expand_as(own)
+            variants["another person's maps"] = own[strangers]
+            variants["uniform maps"] = torch.ones_like(own[:1]).expand_as(own)
+        for name, vectors in _describe_view(net, images, mirror, variants, place, batch_size):
+            halves.setdefault(name, []).append(vectors)
+    unit = {name: F.normalize(torch.cat(views, 1), dim=1) for name, views in halves.items()}
+    own = unit.pop("own")
+    return Described(unit.pop("global"), own, unit, net.local_weight)
+
+
+def view(images: Tensor, rows: slice, mirror: bool, place: Workplace) -> Tensor:
+    """Return some of the pictures on the device, mirrored or not."""
+    chosen = images[rows].to(place.device)
+    return chosen.flip(-1) if mirror else chosen
+
+
+def slices(n: int, size: int, title: str) -> Iterator[slice]:
+    """Cut `range(n)` into pieces, with a progress bar."""
+    for first in tqdm(range(0, n, size), desc=title, unit="batch", leave=False, mininterval=1.0):
+        yield slice(first, min(first + size, n))
+
+
+def _global_only(
+    net: GlobalNet, images: Tensor, mirror: bool, place: Workplace, size: int
+) -> Tensor:
+    with place.autocast():
+        pieces = [
+            net(view(images, s, mirror, place)) for s in slices(len(images), size, "describe")
+        ]
+    return torch.cat(pieces).float().cpu()
+
+
+def _parse(
+    net: PartLocalNet, images: Tensor, mirror: bool, place: Workplace, size: int
+) -> Tensor:
+    with place.autocast():
+        pieces = [
+            net.parse(view(images, s, mirror, place))[0]
+            for s in slices(len(images), size, "parse")
+        ]
+    return torch.cat(pieces).float().cpu()
+
+
+def _describe_view(  # noqa: PLR0913
+    net: PartLocalNet,
+    images: Tensor,
+    mirror: bool,
+    variants: dict[str, Tensor],
+    place: Workplace,
+    size: int,
+) -> Iterator[tuple[str, Tensor]]:
+    """Run the backbone once a picture and the local branch once a variant of its maps."""
+    pieces: dict[str, list[Tensor]] = {}
+    for rows in slices(len(images), size, "describe"):
+        with place.autocast():
+            tapped = net.backbone(view(images, rows, mirror, place))
+            vector = F.normalize(net.global_projection(tapped.global_vector).float(), dim=1)
+            pieces.setdefault("global", []).append(vector.cpu())
+            for name, maps in variants.items():
+                local = net.branch(tapped.features, maps[rows].to(place.device))
+                pieces.setdefault(name, []).append(local.vector.float().cpu())
+    for name, vectors in pieces.items():
+        yield name, torch.cat(vectors)

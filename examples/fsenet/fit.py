@@ -1,0 +1,172 @@
+"""The training loop of all three stages: progress, history, and checkpoints to resume from."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from checkpoint import load_checkpoint, save_atomically
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a run computes and what it leaves behind.
+
+    Args:
+        folder: of the run; rank 0 alone writes to it.
+        device: of this process.
+        precision: `"fp32"` or `"bf16"` (autocast).
+        rank: of this process among `world`.
+        world: number of processes.
+        checkpoint_seconds: between two checkpoints; what a kill costs at most.
+    """
+
+    folder: Path
+    device: torch.device
+    precision: str = "fp32"
+    rank: int = 0
+    world: int = 1
+    checkpoint_seconds: float = 20.0
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which networks run."""
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Optimisation of one stage.
+
+    Args:
+        steps: number of updates.
+        lr: rate at the fraction of the training that is over, 0 to 1.
+        optimizer: built over the module's parameters.
+    """
+
+    steps: int
+    lr: Callable[[float], float]
+    optimizer: torch.optim.Optimizer
+
+
+@dataclass
+class Fitted:
+    """What a stage reports: its curve and how fast it went."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+    steps: int = 0
+
+
+def fit(
+    stage: str,
+    module: nn.Module,
+    batches: Callable[[int], Iterator[Sequence[Tensor | None]]],
+    schedule: Schedule,
+    place: Workplace,
+) -> Fitted:
+    """Train `module`, whose call on a batch returns a NamedTuple with the loss first.
+
+    The stage goes on from its checkpoint in `place.folder` when there is one, and is not repeated
+    when that checkpoint is its last.
+
+    Args:
+        stage: its name in the progress bar, the history and the checkpoint's file.
+        module: on `place.device`.
+        batches: from a first step, an iterator over the batches of that and the later steps.
+        schedule: steps, rate, optimizer.
+        place: device, precision, folder.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the message names the step.
+        ValueError: the checkpoint is damaged, or of another architecture.
+    """
+    path = place.folder / f"{stage}.pt"
+    optimizer, fitted = schedule.optimizer, Fitted()
+    if path.exists():
+        _restore(path, module, optimizer, fitted)
+    if fitted.steps == schedule.steps:
+        return fitted
+    trained = DistributedDataParallel(module) if place.world > 1 else module
+    module.train()
+    source = batches(fitted.steps)
+    bar = tqdm(
+        initial=fitted.steps,
+        total=schedule.steps,
+        desc=f"{stage:>7}",
+        unit="step",
+        disable=place.rank > 0,
+        mininterval=1.0 if os.isatty(2) else 15.0,
+    )
+    saved = time.monotonic()
+    while fitted.steps < schedule.steps:
+        step, started = fitted.steps, time.monotonic()
+        batch = [None if part is None else part.to(place.device) for part in next(source)]
+        fitted.wait_seconds += time.monotonic() - started
+
+        lr = schedule.lr(step / schedule.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad(set_to_none=True)
+        with place.autocast():
+            losses = trained(*batch)
+        losses.loss.backward()
+        optimizer.step()
+        fitted.steps += 1
+        fitted.seconds += time.monotonic() - started
+
+        if step % 10 == 0 or fitted.steps == schedule.steps:
+            values = {name: value.item() for name, value in losses._asdict().items()}
+            if not torch.isfinite(losses.loss):
+                raise FloatingPointError(
+                    f"the loss of stage {stage} is {values['loss']} at step {step}: "
+                    "lower --lr, or use --precision fp32"
+                )
+            fitted.history.append(
+                {"stage": stage, "step": step, "steps": schedule.steps, "lr": lr, **values}
+            )
+            bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{lr:.1g}", refresh=False)
+        bar.update()
+        if time.monotonic() - saved > place.checkpoint_seconds or fitted.steps == schedule.steps:
+            if place.rank == 0:
+                _save(path, module, optimizer, fitted)
+            saved = time.monotonic()
+    bar.close()
+    if place.world > 1:
+        distributed.barrier()
+    return fitted
+
+
+def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, fitted: Fitted) -> None:
+    state = {
+        "module": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+        "fitted": vars(fitted),
+    }
+    save_atomically(state, path)
+
+
+def _restore(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, fitted: Fitted
+) -> None:
+    state = load_checkpoint(path)
+    try:
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"{path} was saved by another architecture ({reason}): "
+            "resume with the options that the run was started with"
+        ) from None
+    torch.set_rng_state(state["rng"])
+    vars(fitted).update(state["fitted"])

@@ -1,0 +1,60 @@
+"""Part maps of a frozen parser, computed once a picture and kept in the run's folder."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from describe import slices
+from fit import Workplace
+from torch import Tensor
+
+from partlocal import PartLocalNet
+
+
+@torch.inference_mode()
+def cached_maps(net: PartLocalNet, images: Tensor, place: Workplace, batch_size: int = 100) -> Tensor:
+    """Return the part maps of `images`, float16 `n k h w`, from the cache when it has them.
+
+    The cache's name is a hash of the parser's weights, of what is made of its logits, and of the
+    pictures, so another parser or other pictures never meet stale maps.
+
+    Args:
+        net: whose parser is frozen.
+        images: uint8 `n 3 h w`.
+        place: device, precision and folder.
+        batch_size: pictures a step.
+    """
+    path = place.folder / f"maps-{_key(net, images)}.npy"
+    if path.exists():
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    net.eval()
+    pieces = []
+    for rows in slices(len(images), batch_size, "maps"):
+        with place.autocast():
+            pieces.append(net.parse(images[rows].to(place.device))[0].half().cpu())
+    maps = torch.cat(pieces)
+    if place.rank == 0:
+        _save(maps.numpy(), path)
+    return maps.clone()
+
+
+def _key(net: PartLocalNet, images: Tensor) -> str:
+    digest = hashlib.sha256(repr((net.parts, net.options, net.part_maps)).encode())
+    for name, tensor in sorted(net.parser.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    digest.update(str(tuple(images.shape)).encode())
+    digest.update(images.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _save(array: np.ndarray, path: Path) -> None:
+    scratch = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with open(scratch, "wb") as file:
+            np.save(file, array)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)

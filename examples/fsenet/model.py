@@ -1,0 +1,91 @@
+"""FSENet and its baseline as trained: a network, and an ArcFace head for each vector it makes."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from partlocal import ArcFace, ArcFaceHead, PartLocalNet
+from partlocal.backbone import Backbone
+from partlocal.hub import HubModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Losses(NamedTuple):
+    """The loss that is minimised, and what it is the sum of (the baseline has no local loss)."""
+
+    loss: Tensor
+    global_loss: Tensor
+    local_loss: Tensor
+
+
+class GlobalNet(HubModule):
+    """The baseline of table 7: the same backbone, trained alike, without parts."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return unit global vectors, b d."""
+        return F.normalize(self.backbone(images).global_vector.float(), dim=1)
+
+    def config(self) -> dict[str, Any]:
+        """Return what rebuilds the backbone."""
+        return {"backbone": self.backbone.config()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "GlobalNet":
+        """Build the network with fresh weights."""
+        return cls(Backbone.from_config(config["backbone"]))
+
+
+class TrainedGlobalNet(nn.Module):
+    """The baseline with its head."""
+
+    def __init__(self, net: GlobalNet, identities: int, margin: float, scale: float) -> None:
+        super().__init__()
+        self.net = net
+        self.global_head = ArcFaceHead(net.backbone.global_dim, identities, scale, ArcFace(margin))
+
+    def forward(self, images: Tensor, maps: Tensor | None, identities: Tensor) -> Losses:
+        """Return the loss; `maps` is ignored, so that both networks train by the same loop."""
+        loss = self.global_head(self.net(images), identities)
+        return Losses(loss, loss, torch.zeros_like(loss))
+
+
+class TrainedFSENet(nn.Module):
+    """FSENet with a head on the global and a head on the local vector (eq. 3)."""
+
+    def __init__(
+        self,
+        net: PartLocalNet,
+        identities: int,
+        margin: float,
+        scale: float,
+        local_loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.local_loss_weight = local_loss_weight
+        self.global_head = ArcFaceHead(net.global_dim, identities, scale, ArcFace(margin))
+        self.local_head = ArcFaceHead(net.local_dim, identities, scale, ArcFace(margin))
+
+    def forward(self, images: Tensor, maps: Tensor | None, identities: Tensor) -> Losses:
+        """Return the weighted sum of both losses."""
+        described = self.net.forward_parts(images, maps)
+        global_loss = self.global_head(described.global_vector, identities, described.norm)
+        local_loss = self.local_head(described.local_vector, identities)
+        return Losses(global_loss + self.local_loss_weight * local_loss, global_loss, local_loss)
+
+
+def load_network(folder: Path) -> PartLocalNet | GlobalNet:
+    """Load a network that a run saved, whichever of the two it is."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder: pass the network/ folder that a run left")
+    try:
+        return PartLocalNet.from_pretrained(folder)
+    except ValueError as error:
+        if "GlobalNet" in str(error):
+            return GlobalNet.from_pretrained(folder)
+        raise

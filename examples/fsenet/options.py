@@ -1,0 +1,121 @@
+"""The options of `train.py`, and the profiles that set many of them at once."""
+
+import argparse
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from data.augment import Augmentation
+from train_parser import ParserOptions
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train FSENet and a global-only network alike, and compare them.
+
+    Args:
+        profile: which defaults the other options have: `default` (drawn faces, minutes on two
+            CPU cores), `lfw` (real faces, under an hour there), `paper` (FSENet's, for GPUs).
+        output: the run's folder; by default the next free `runs/<profile>-<number>`.
+        resume: go on with `output`, or with the newest run of the profile.
+        seed: of everything that is random.
+        faces: a folder or zip of `<identity>/<image>`; by default faces are drawn.
+        parsing: a folder or zip of `images/` and `labels/` on which the parser is scored too.
+        parser: `train` it first, or take the `pretrained` one that partlocal ships.
+        parser_options: how the parser is built and trained.
+        identities: drawn people to train on.
+        samples: drawn pictures of each.
+        test_identities: drawn people to test on, none of them trained on.
+        test_samples: drawn pictures of each.
+        backbone: name of a timm model; `iresnet.py` adds FSENet's to timm's own.
+        map_size: side of the feature map whose cells the parts pool.
+        part_dim: width of a part's vector after a linear map; None keeps the feature map's.
+        steps: updates of each network.
+        batch_size: pictures an update, over all processes.
+        lr: first learning rate.
+        milestones: fractions of the training at which the rate is divided by ten.
+        warmup: fraction of the training over which the rate rises to `lr`.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        margin: ArcFace's, radians.
+        scale: of the cosines.
+        local_loss_weight: of the local half's loss beside the global one's (eq. 3: 1).
+        local_weight: of the local half in the descriptor (table 8: 0.6).
+        augmentation: how far training pictures are moved.
+        precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
+        workers: processes that decode pictures.
+    """
+
+    profile: Literal["default", "lfw", "paper"] = "default"
+    output: Path | None = None
+    resume: bool = False
+    seed: int = 0
+    faces: Path | None = None
+    parsing: Path | None = None
+    parser: Literal["train", "pretrained"] = "train"
+    parser_options: ParserOptions = field(default_factory=ParserOptions)
+    identities: int = 300
+    samples: int = 20
+    test_identities: int = 200
+    test_samples: int = 6
+    backbone: str = "iresnet10_small"
+    map_size: int = 28
+    part_dim: int | None = None
+    steps: int = 280
+    batch_size: int = 128
+    lr: float = 0.1
+    milestones: tuple[float, ...] = (0.25, 0.5, 0.75)
+    warmup: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    margin: float = 0.5
+    scale: float = 64.0
+    local_loss_weight: float = 1.0
+    local_weight: float = 0.6
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: int = 0
+
+    def rate(self, done: float) -> float:
+        """Return the learning rate when the fraction `done` of the training is over."""
+        warm = min(1.0, (done + 1e-3) / self.warmup) if self.warmup else 1.0
+        return self.lr * warm * 0.1 ** sum(done >= milestone for milestone in self.milestones)
+
+
+DEFAULT = Options()
+
+PROFILES = {
+    "default": DEFAULT,
+    # Few pictures of many people: geometry and light are varied, the margin is small.
+    "lfw": replace(
+        DEFAULT,
+        profile="lfw",
+        parser="pretrained",
+        steps=1400,
+        margin=0.3,
+        scale=32.0,
+        augmentation=Augmentation(
+            shift=0.06, scale=0.1, rotation=8, brightness=0.3, contrast=0.3, grey=0.1
+        ),
+    ),
+    # Section 4.1: SGD 0.9, weight decay 5e-4, 0.1 divided by ten every 100k of 400k steps.
+    "paper": replace(
+        DEFAULT,
+        profile="paper",
+        backbone="iresnet50",
+        parser_options=ParserOptions(grid=128, steps=20_000),
+        steps=400_000,
+        margin=1.5,
+        warmup=0.0,
+        workers=8,
+    ),
+}
+
+
+def parse_options(arguments: list[str]) -> Options:
+    """Read the command line; `--profile` chooses what the other options default to."""
+    finder = argparse.ArgumentParser(add_help=False)
+    finder.add_argument("--profile", default="default")
+    profile = finder.parse_known_args(arguments)[0].profile
+    return tyro.cli(Options, args=arguments, default=PROFILES.get(profile, DEFAULT))

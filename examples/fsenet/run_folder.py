@@ -1,0 +1,136 @@
+"""The folder that a run leaves, the machine it runs on, and what is written down of both."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from fit import Workplace
+from options import Options
+from torch import distributed
+
+RUNS = Path("runs")
+CONFIG = "options.json"
+
+
+def open_folder(options: Options) -> Path:
+    """Make the run's folder, or find the one to resume.
+
+    Raises:
+        FileExistsError: the folder holds a run and `--resume` was not given.
+        FileNotFoundError: there is nothing to resume.
+        OSError: the folder cannot be written.
+        ValueError: the run to resume was started with other options.
+    """
+    folder = options.output or _default_folder(options)
+    written = folder / CONFIG
+    if options.resume:
+        if not written.exists():
+            raise FileNotFoundError(f"{folder} holds no run to resume: leave --resume out")
+        _check_same(json.loads(written.read_text()), plain(options), folder)
+        return folder
+    if written.exists():
+        raise FileExistsError(f"{folder} holds a run: pass --resume, or another --output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written ({error.strerror}): pass another --output")
+    write_json(plain(options), written)
+    return folder
+
+
+def open_workplace(options: Options) -> Workplace:
+    """Join the other processes of `torchrun`, choose the device, open the folder."""
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if world > 1:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    folder: list[Path | None] = [open_folder(options) if rank == 0 else None]
+    if world > 1:
+        distributed.broadcast_object_list(folder)
+    precision = options.precision
+    if precision == "auto":
+        precision = "bf16" if computes_in_bf16(device) else "fp32"
+    assert folder[0] is not None
+    return Workplace(folder[0], device, precision, rank, world)
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster here than fp32; emulated it is slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False
+
+
+def versions() -> dict[str, str]:
+    """Return what a figure must be read with."""
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    packages = {name: version(name) for name in ("partlocal", "torch", "timm", "numpy")}
+    return {**packages, "python": platform.python_version(), "commit": commit}
+
+
+def peak_memory_gb() -> float:
+    """Return the largest resident size of this process so far."""
+    unit = 1e9 if sys.platform == "darwin" else 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def plain(options: Options) -> dict[str, Any]:
+    """Return what decides the result, as JSON holds it."""
+    values = asdict(options)
+    for where in ("output", "resume"):
+        del values[where]
+    return json.loads(json.dumps(values, default=str))
+
+
+def write_json(value: object, path: Path) -> None:
+    """Write a JSON file so that it is there as a whole or not at all."""
+    scratch = path.with_suffix(".tmp")
+    try:
+        scratch.write_text(json.dumps(value, indent=2) + "\n")
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _default_folder(options: Options) -> Path:
+    number, taken = 0, None
+    while (folder := RUNS / f"{options.profile}-{number}").exists():
+        number, taken = number + 1, folder
+    if options.resume:
+        if taken is None:
+            raise FileNotFoundError(f"{folder} does not exist: leave --resume out to begin a run")
+        return taken
+    return folder
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    different = [name for name in new if old.get(name) != new[name]]
+    if different:
+        said = ", ".join(f"{n} {old.get(n)} (now {new[n]})" for n in different)
+        raise ValueError(f"{folder} was started with {said}: resume it with the same options")

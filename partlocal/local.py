@@ -1,0 +1,327 @@
+"""LocalBranch and PartLocalNet: the four layers assembled over any timm backbone (FSENet, 3.2)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from partlocal.backbone import Backbone
+from partlocal.correlation import StructureCorrelation
+from partlocal.hub import HubModule
+from partlocal.kernels import Implementation
+from partlocal.parsing import LogitsAdapter, ParsingNet
+from partlocal.part_maps import PartMaps
+from partlocal.pooling import PartMaskPool
+
+
+class LocalFeatures(NamedTuple):
+    """The unit local vector, and the parts it was made of."""
+
+    vector: Float[Tensor, "b l"]
+    parts: Float[Tensor, "b k c"]
+    mass: Float[Tensor, "b k"]
+    visibility: Float[Tensor, "b k"]
+
+
+class PartDescriptor(NamedTuple):
+    """Everything between a picture and its descriptor, for training, pictures, explanations."""
+
+    maps: Float[Tensor, "b k h w"]
+    mass: Float[Tensor, "b k"]
+    visibility: Float[Tensor, "b k"]
+    parts: Float[Tensor, "b k c"]
+    local_vector: Float[Tensor, "b l"]
+    global_vector: Float[Tensor, "b g"]
+    norm: Float[Tensor, " b"]
+    descriptor: Float[Tensor, "b d"]
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """How maps are made and parts are pooled; the defaults are FSENet's.
+
+    Args:
+        activation: of the parsing logits, as in `part_maps`.
+        map_norm: over the labels at each pixel, as in `part_maps`.
+        norm_over: `"labels"` or `"parts"`, as in `part_maps`.
+        downsample: from the parser's grid to the features', as in `part_maps`.
+        pool: `"sum"`, `"mean"` or `"max"`, as in `part_mask_pool`.
+        normalize: divide the pooled features by the part's mass.
+        min_visibility: a part whose peak probability is lower counts as absent.
+        branch_norm: `"batch"`, or None for the paper to the letter, as in `LocalBranch`.
+    """
+
+    activation: str | None = "softmax"
+    map_norm: str | None = "l2"
+    norm_over: str = "labels"
+    downsample: str = "max"
+    pool: str = "sum"
+    normalize: bool = True
+    min_visibility: float = 0.0
+    branch_norm: str | None = "batch"
+
+
+class LocalBranch(nn.Module):
+    """Pool features over part maps and describe how the parts relate: one unit vector a picture.
+
+    >>> branch = LocalBranch(channels=8, num_parts=3).eval()
+    >>> features, maps = torch.rand(2, 8, 7, 7), torch.rand(2, 3, 7, 7)
+    >>> branch(features, maps).vector.shape  # 3 parts x (8 features + 2 x 2 relations)
+    torch.Size([2, 36])
+
+    Args:
+        channels: of the feature map.
+        num_parts: maps a picture.
+        part_dim: width of a part's vector; None keeps the features' own, otherwise one bias-free
+            linear map, shared by the parts, follows the pooling.
+        norm: `"batch"` standardises every number of the local vector over the batch (affine-free
+            BatchNorm) before its L2 norm. Distances between parts are all positive and would
+            otherwise make the vectors of different people look alike. None: the paper.
+        pool: the pooling layer.
+        correlation: the relation layer.
+
+    Source: FSENet, 3.4 to 3.6, equations 6 to 8.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        channels: int,
+        num_parts: int,
+        *,
+        part_dim: int | None = None,
+        norm: str | None = "batch",
+        pool: PartMaskPool | None = None,
+        correlation: StructureCorrelation | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if norm not in ("batch", None):
+            raise ValueError(f"norm must be 'batch' or None; got {norm!r}")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.channels, self.num_parts, self.part_dim, self.norm = (
+            channels,
+            num_parts,
+            part_dim,
+            norm,
+        )
+        self.pool = PartMaskPool() if pool is None else pool
+        self.correlation = StructureCorrelation() if correlation is None else correlation
+        width = channels if part_dim is None else part_dim
+        self.out_features = num_parts * (width + 2 * (num_parts - 1))
+        self.projection: nn.Module = nn.Identity()
+        if part_dim is not None:
+            self.projection = nn.Linear(channels, part_dim, bias=False, **factory)
+        self.standardize: nn.Module = nn.Identity()
+        if norm == "batch":
+            self.standardize = nn.BatchNorm1d(self.out_features, affine=False, **factory)
+
+    def forward(
+        self,
+        features: Float[Tensor, "b c h w"],
+        maps: Float[Tensor, "b k hm wm"],
+        visibility: Float[Tensor, "b k"] | None = None,
+    ) -> LocalFeatures:
+        """Describe `features` over `maps`; `visibility` is the peak of each part's probability."""
+        if features.shape[1] != self.channels or maps.shape[1] != self.num_parts:
+            raise ValueError(
+                f"features and maps must be [b, {self.channels}, h, w] and "
+                f"[b, {self.num_parts}, h, w]; got {list(features.shape)} and {list(maps.shape)}"
+            )
+        pooled = self.pool(features, maps, visibility)
+        parts = self.projection(pooled.parts)
+        local = self.correlation(parts, pooled.visibility).flatten(1)
+        local = F.normalize(self.standardize(local).float(), dim=1)
+        return LocalFeatures(local, parts, pooled.mass, pooled.visibility)
+
+    def extra_repr(self) -> str:
+        """Show the arguments that are not modules."""
+        return (
+            f"channels={self.channels}, num_parts={self.num_parts}, "
+            f"part_dim={self.part_dim}, norm={self.norm!r}"
+        )
+
+
+class PartLocalNet(HubModule):
+    """A backbone with a parser beside it: pictures in, global and local descriptor out.
+
+    >>> from partlocal import HELEN, ParsingNet
+    >>> from partlocal.labels import FSENET_PARTS
+    >>> parser = ParsingNet(HELEN, width=16, num_stacks=1, grid=32)
+    >>> net = PartLocalNet("resnet10t", parser, FSENET_PARTS, map_size=28).eval()
+    >>> with torch.no_grad():
+    ...     net(torch.rand(2, 3, 112, 112)).shape  # 512 + 6 x (64 + 10)
+    torch.Size([2, 956])
+
+    The parser sees the same pictures, each network with its own pixel constants. With `maps` the
+    caller brings the parts (ground truth, SAM, CLIP, ...) and no parser is needed or run.
+
+    Args:
+        backbone: a timm model, its name, or a `Backbone` (for its further arguments, such as
+            `pretrained=True`).
+        parser: `ParsingNet`, `LogitsAdapter`, or None when every call brings maps.
+        parts: names of the parser's labels or groups, in the order of the descriptor.
+        tap: index of the backbone's feature map, or None to choose by `map_size`.
+        map_size: the feature map nearest to this many cells a side; None: a quarter of the
+            picture's side, FSENet's 28 at 112.
+        image_size: side of the pictures in pixels, or `(h, w)`.
+        global_dim: width of the global vector; None keeps the backbone's own.
+        part_dim: width of a part's vector; None keeps the feature map's own.
+        local_weight: of the unit local vector beside the unit global one (FSENet, table 8).
+        options: how maps are made and pooled.
+        implementation: of every layer, as in their functions.
+
+    Source: FSENet, 3.2 to 3.7; docs/paper.md says how each sentence is read.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        backbone: str | nn.Module | Backbone,
+        parser: ParsingNet | LogitsAdapter | None,
+        parts: Sequence[str],
+        *,
+        tap: int | None = None,
+        map_size: int | tuple[int, int] | None = None,
+        image_size: int | tuple[int, int] = 112,
+        global_dim: int | None = None,
+        part_dim: int | None = None,
+        local_weight: float = 0.6,
+        options: LocalOptions | None = None,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__()
+        options = LocalOptions() if options is None else options
+        if isinstance(backbone, Backbone):
+            if tap is not None or map_size is not None:
+                raise ValueError("backbone is a Backbone: pass tap and map_size to it instead")
+            self.backbone = backbone
+        else:
+            self.backbone = Backbone(backbone, tap=tap, map_size=map_size, image_size=image_size)
+        self.parser = parser
+        selected = None if parser is None else parser.labels.select(*parts)
+        self.parts = tuple(parts) if selected is None else selected.names
+        self.local_weight = local_weight
+        self.options = options
+        self.implementation = implementation
+        self.part_maps = None
+        if selected is not None:
+            self.part_maps = PartMaps(
+                selected,
+                self.backbone.map_size,
+                activation=options.activation,
+                norm=options.map_norm,
+                norm_over=options.norm_over,
+                downsample=options.downsample,
+                implementation=implementation,
+            )
+        self.branch = LocalBranch(
+            self.backbone.feature_channels,
+            len(self.parts),
+            part_dim=part_dim,
+            norm=options.branch_norm,
+            pool=PartMaskPool(
+                options.pool,
+                normalize=options.normalize,
+                min_visibility=options.min_visibility,
+                implementation=implementation,
+            ),
+            correlation=StructureCorrelation(implementation=implementation),
+        )
+        self.global_projection: nn.Module = nn.Identity()
+        if global_dim is not None:
+            self.global_projection = nn.Linear(self.backbone.global_dim, global_dim, bias=False)
+        self.global_dim = self.backbone.global_dim if global_dim is None else global_dim
+        self.local_dim = self.branch.out_features
+
+    def forward(
+        self,
+        images: Num[Tensor, "b 3 h w"],
+        maps: Float[Tensor, "b k hm wm"] | None = None,
+    ) -> Float[Tensor, "b d"]:
+        """Return `[global, local_weight * local]`, each half L2-normalised."""
+        return self.forward_parts(images, maps).descriptor
+
+    def forward_parts(
+        self,
+        images: Num[Tensor, "b 3 h w"],
+        maps: Float[Tensor, "b k hm wm"] | None = None,
+    ) -> PartDescriptor:
+        """Return the descriptor with everything that it was made of.
+
+        Raises:
+            ValueError: neither a parser nor maps, or maps of another batch or number of parts.
+        """
+        if maps is None:
+            maps, visibility = self.parse(images)
+        else:
+            self._check_maps(images, maps)
+            visibility = maps.amax((2, 3))
+        tapped = self.backbone(images)
+        local = self.branch(tapped.features, maps, visibility)
+        raw = self.global_projection(tapped.global_vector).float()
+        norm = raw.norm(dim=1)
+        unit = F.normalize(raw, dim=1)
+        descriptor = torch.cat([unit, self.local_weight * local.vector], dim=1)
+        return PartDescriptor(
+            maps, local.mass, local.visibility, local.parts, local.vector, unit, norm, descriptor
+        )
+
+    def parse(
+        self, images: Num[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b k hm wm"], Float[Tensor, "b k"]]:
+        """Return the part maps of `images` on the feature grid, and each part's visibility."""
+        if self.parser is None or self.part_maps is None:
+            raise ValueError(
+                "this PartLocalNet has no parser: call it with maps=[b, k, h, w], or build it "
+                "with parser=ParsingNet.pretrained()"
+            )
+        result = self.part_maps(self.parser(images))
+        return result.maps, result.visibility
+
+    def _check_maps(self, images: Tensor, maps: Tensor) -> None:
+        expected = [images.shape[0], len(self.parts)]
+        if maps.ndim != 4 or list(maps.shape[:2]) != expected:
+            raise ValueError(
+                f"maps must be [b, k, h, w] with b = {expected[0]} (as images) and "
+                f"k = {expected[1]} (parts {', '.join(self.parts)}); got {list(maps.shape)}"
+            )
+
+    def config(self) -> dict[str, Any]:
+        """Return the arguments that rebuild this network, as JSON holds them."""
+        if self.parser is not None and not isinstance(self.parser, ParsingNet):
+            raise ValueError(
+                f"the parser is a {type(self.parser).__name__} around a module of another "
+                "library, which a loader could not rebuild: save the network with parser=None "
+                "and bring maps, or save net.state_dict() yourself"
+            )
+        projected = isinstance(self.global_projection, nn.Linear)
+        return {
+            "backbone": self.backbone.config(),
+            "parser": None if self.parser is None else self.parser.config(),
+            "parts": list(self.parts),
+            "global_dim": self.global_dim if projected else None,
+            "part_dim": self.branch.part_dim,
+            "local_weight": self.local_weight,
+            "options": asdict(self.options),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "PartLocalNet":
+        """Build the network with fresh weights from what `config()` returned."""
+        arguments = dict(config)
+        parser = arguments.pop("parser")
+        return cls(
+            Backbone.from_config(arguments.pop("backbone")),
+            None if parser is None else ParsingNet.from_config(parser),
+            arguments.pop("parts"),
+            options=LocalOptions(**arguments.pop("options")),
+            **arguments,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the arguments that are not modules."""
+        return f"parts={self.parts}, local_weight={self.local_weight}"

@@ -1,0 +1,190 @@
+import json
+
+import jaxtyping
+import pytest
+import timm
+import torch
+from torch import nn
+
+from partlocal import HELEN, LocalBranch, LogitsAdapter, ParsingNet, PartLocalNet
+from partlocal.backbone import Backbone
+from partlocal.labels import FSENET_PARTS
+from partlocal.local import LocalOptions
+
+PARTS = ("skin", "left_eye", "right_eye", "nose", "upper_lip", "lower_lip")
+
+
+def small_parser() -> ParsingNet:
+    return ParsingNet(HELEN, width=8, num_stacks=1, grid=32)
+
+
+def small_net(**options) -> PartLocalNet:
+    torch.manual_seed(0)
+    return PartLocalNet("resnet10t", small_parser(), FSENET_PARTS, **options).eval()
+
+
+@pytest.fixture(scope="module")
+def net() -> PartLocalNet:
+    return small_net()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(1))
+
+
+def test_example(net, images):
+    """The numbers of the descriptor, put together by hand from the layers below."""
+    found = net.forward_parts(images)
+    tapped = net.backbone(images)
+    assert found.descriptor.shape == (3, 512 + 6 * (64 + 10))
+    torch.testing.assert_close(found.norm, tapped.global_vector.norm(dim=1))
+    torch.testing.assert_close(
+        found.global_vector, tapped.global_vector / tapped.global_vector.norm(dim=1, keepdim=True)
+    )
+    torch.testing.assert_close(found.local_vector.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(found.descriptor[:, :512], found.global_vector)
+    torch.testing.assert_close(found.descriptor[:, 512:], 0.6 * found.local_vector)
+    skin = (tapped.features * found.maps[:, :1]).sum((2, 3)) / found.maps[:, :1].sum((2, 3))
+    torch.testing.assert_close(found.parts[:, 0], skin)
+    torch.testing.assert_close(net(images), found.descriptor)
+
+
+def test_ready_maps_take_the_place_of_the_parser(net, images):
+    maps, _ = net.parse(images)
+    torch.testing.assert_close(net(images, maps=maps), net(images))
+    finer = maps.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    torch.testing.assert_close(net(images, maps=finer), net(images), atol=1e-5, rtol=1e-5)
+    bare = PartLocalNet("resnet10t", None, PARTS).eval()
+    assert bare(images, maps=maps).shape == (3, 956)
+    with pytest.raises(ValueError, match="has no parser: call it with maps="):
+        bare(images)
+
+
+def test_mirrored_pairs_are_as_similar_as_the_pairs(net, images):
+    """Both views of a picture joined: a mirror then changes nothing about a similarity."""
+
+    def describe(x):
+        return torch.cat([net(x), net(x.flip(-1))], 1)
+
+    straight, mirrored = describe(images), describe(images.flip(-1))
+    torch.testing.assert_close(
+        straight[0] @ straight[1], mirrored[0] @ mirrored[1], atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "local_dim"),
+    [
+        ({"part_dim": 5}, 6 * 15),
+        ({"map_size": 14}, 6 * (128 + 10)),
+        ({"tap": 1}, 6 * (64 + 10)),
+        ({"options": LocalOptions(branch_norm=None, pool="max", normalize=False)}, 6 * 74),
+    ],
+)
+def test_options_change_the_width_and_survive_saving(options, local_dim, tmp_path, images):
+    net = small_net(global_dim=32, **options)
+    assert (net.global_dim, net.local_dim) == (32, local_dim)
+    net.save_pretrained(tmp_path)
+    loaded = PartLocalNet.from_pretrained(tmp_path)
+    assert not loaded.training
+    torch.testing.assert_close(loaded(images), net(images), atol=0, rtol=0)
+    assert loaded.config() == net.config()
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_transformers(name):
+    net = PartLocalNet(name, small_parser(), FSENET_PARTS, image_size=112).eval()
+    assert torch.isfinite(net(torch.rand(2, 3, 112, 112))).all()
+
+
+def test_both_networks_get_their_own_constants():
+    """uint8 and [0, 1] floats of the same picture give the same descriptor."""
+    net = small_net()
+    pixels = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
+    torch.testing.assert_close(net(pixels), net(pixels.float() / 255))
+    assert net.backbone.pixels.mean.flatten()[0] != net.parser.pixels.mean.flatten()[0]
+
+
+@pytest.mark.filterwarnings("ignore:this ParsingNet is frozen but was never trained")
+def test_gradients_reach_the_backbone_and_not_a_frozen_parser(images):
+    net = small_net()
+    net.parser.freeze()
+    net.train()
+    net(images).sum().backward()
+    assert all(p.grad is None for p in net.parser.parameters())
+    stem = next(net.backbone.model.parameters())
+    assert stem.grad is not None
+    assert stem.grad.abs().sum() > 0
+
+
+def test_branch_norm_spreads_impostors():
+    """Positive distances make all local vectors alike; standardising over a batch mends it."""
+    torch.manual_seed(0)
+    features, maps = torch.rand(64, 16, 7, 7), torch.rand(64, 6, 7, 7)
+
+    def mean_cosine(norm):
+        branch = LocalBranch(16, 6, norm=norm).train()
+        vectors = branch(features, maps).vector
+        cosines = vectors @ vectors.T
+        return cosines[~torch.eye(64, dtype=torch.bool)].mean()
+
+    assert mean_cosine(None) > 0.9
+    assert mean_cosine("batch").abs() < 0.1
+
+
+def test_saving_refuses_what_loading_could_not_rebuild(tmp_path):
+    class Segmenter(nn.Module):
+        def forward(self, x):
+            return x.new_zeros(x.shape[0], 11, 32, 32)
+
+    adapter = LogitsAdapter(Segmenter(), HELEN, mean=(0.5,) * 3, std=(0.5,) * 3, size=64)
+    net = PartLocalNet("resnet10t", adapter, FSENET_PARTS)
+    with pytest.raises(ValueError, match="save the network with parser=None"):
+        net.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+    model = timm.create_model("resnet10t", num_classes=0)
+    del model.pretrained_cfg["architecture"]
+    model.pretrained_cfg.pop("tag", None)
+    net = PartLocalNet(model, None, PARTS)
+    with pytest.raises(ValueError, match="timm cannot rebuild from a name"):
+        net.save_pretrained(tmp_path / "instance")
+    assert not (tmp_path / "instance").exists()
+
+
+def test_loading_is_strict(tmp_path):
+    small_net().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["arguments"]["part_dim"] = 7
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="saved from another architecture"):
+        PartLocalNet.from_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    config["arguments"]["part_dim"] = None
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+        PartLocalNet.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a PartLocalNet, not a ParsingNet"):
+        ParsingNet.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+        PartLocalNet.from_pretrained(tmp_path / "..")
+
+
+def test_errors(net, images, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users run without the hook
+    with pytest.raises(ValueError, match=r"maps must be \[b, k, h, w\] with b = 3 \(as images\)"):
+        net(images, maps=torch.rand(2, 6, 28, 28))
+    with pytest.raises(ValueError, match=r"k = 6 \(parts skin, left_eye"):
+        net(images, maps=torch.rand(3, 5, 28, 28))
+    with pytest.raises(ValueError, match="has no label 'beak'"):
+        PartLocalNet("resnet10t", small_parser(), ("beak",))
+    with pytest.raises(ValueError, match="norm must be 'batch' or None; got 'layer'"):
+        LocalBranch(8, 3, norm="layer")
+    with pytest.raises(ValueError, match=r"features and maps must be \[b, 8, h, w\]"):
+        LocalBranch(8, 3)(torch.rand(2, 9, 7, 7), torch.rand(2, 3, 7, 7))
+    with pytest.raises(ValueError, match="images must be floats in"):
+        net(255 * images)
+    with pytest.raises(ValueError, match="pass tap and map_size to it instead"):
+        PartLocalNet(Backbone("resnet10t"), None, PARTS, tap=1)
