@@ -23,7 +23,8 @@ def resize_bilinear(
     """
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    return F.interpolate(x, size, mode="bilinear", antialias=antialias)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)) if antialias else x  # no half on CPUs
+    return F.interpolate(wide, size, mode="bilinear", antialias=antialias).to(x.dtype)
 
 
 class Residual(nn.Module):

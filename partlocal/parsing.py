@@ -155,6 +155,8 @@ class ParsingNet(Freezable, HubModule):
                     stacklevel=3,
                 )
         x = resize_bilinear(self.pixels(images), (self.input_size, self.input_size), antialias=True)
+        if x.device.type == "cpu":  # 1.5 times faster there, and only the input need be converted
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
         outputs = []
         for stack in self.stacks:
@@ -216,7 +218,10 @@ class ParsingNet(Freezable, HubModule):
         for file in (path, path.with_suffix(".json")):
             if not file.is_file():
                 raise FileNotFoundError(f"{file} is missing: ParsingNet.save_compact writes it")
-        config = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        try:
+            config = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path.with_suffix('.json')} is damaged ({error})") from None
         parser = cls.from_config(config["arguments"])
         load_weights(parser, path)
         return parser.eval()
