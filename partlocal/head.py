@@ -46,7 +46,7 @@ def margin_softmax(  # noqa: PLR0913
 
     >>> embeddings, weight = torch.eye(2), torch.eye(2)
     >>> margin_softmax(embeddings, weight, torch.tensor([0, 1]), ArcFace(0.5), scale=1.0)
-    tensor(0.3474)
+    tensor(0.3477)
 
     Args:
         embeddings: of any norm; they and the rows of `weight` are made unit vectors.

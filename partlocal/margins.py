@@ -94,7 +94,7 @@ class CosFace:
     m: float = 0.35
 
     def __post_init__(self) -> None:
-        _check_at_least("m", self.m, 0)
+        _check_at_least("m", self.m, 0.0)
 
     def __call__(
         self, cos_target: Float[Tensor, " b"], norm: Float[Tensor, " b"]
@@ -131,8 +131,8 @@ class SphereFace:
     grad: Gradient = "exact"
 
     def __post_init__(self) -> None:
-        _check_at_least("m", self.m, 1)
-        _check_at_least("annealing", self.annealing, 0)
+        _check_at_least("m", self.m, 1.0)
+        _check_at_least("annealing", self.annealing, 0.0)
         _check_option("form", self.form, ("monotonic", "clamped"))
         _check_option("grad", self.grad, ("exact", "detached"))
 
@@ -180,7 +180,7 @@ class CombinedMargin:
         if not 0 < self.m1 < math.inf:
             raise ValueError(f"m1 must be positive and finite; got {self.m1}: 1 is no change")
         _check_angle("m2", self.m2)
-        _check_at_least("m3", self.m3, 0)
+        _check_at_least("m3", self.m3, 0.0)
 
     def __call__(
         self, cos_target: Float[Tensor, " b"], norm: Float[Tensor, " b"]
@@ -219,7 +219,7 @@ class MagFace:
         _check_angle("u_m", self.u_m)
         if self.l_m > self.u_m:
             raise ValueError(f"l_m must be at most u_m; got l_m={self.l_m}, u_m={self.u_m}")
-        _check_at_least("weight", self.weight, 0)
+        _check_at_least("weight", self.weight, 0.0)
 
     def __call__(
         self, cos_target: Float[Tensor, " b"], norm: Float[Tensor, " b"]
@@ -264,7 +264,7 @@ class AdaFace(nn.Module):
     def __init__(self, m: float = 0.4, h: float = 0.333, momentum: float = 0.01) -> None:
         super().__init__()
         _check_angle("m", m)
-        _check_at_least("h", h, 0)
+        _check_at_least("h", h, 0.0)
         if not 0 < momentum <= 1:
             raise ValueError(f"momentum must be in (0, 1]; got {momentum}")
         self.m, self.h, self.momentum = m, h, momentum
@@ -357,7 +357,7 @@ def _angle(cos: Tensor) -> Tensor:
     is needed because an infinite gradient times the outer one's 0 would be NaN.
     """
     inside = ~(cos.abs() >= 1)  # a NaN counts as inside, and stays one
-    ends = torch.where(cos < 0, math.pi, 0.0).to(cos.dtype)
+    ends = (cos < 0).to(cos.dtype) * math.pi
     return torch.where(inside, torch.acos(torch.where(inside, cos, 0)), ends)
 
 
@@ -381,7 +381,7 @@ def _check_angle(name: str, value: float) -> None:
 
 def _check_at_least(name: str, value: float, least: float) -> None:
     if not least <= value < math.inf:
-        raise ValueError(f"{name} must be finite and at least {least}; got {value}")
+        raise ValueError(f"{name} must be finite and at least {least:g}; got {value}")
 
 
 def _check_option(name: str, value: str, options: tuple[str, ...]) -> None:
