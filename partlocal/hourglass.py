@@ -131,7 +131,8 @@ class Hourglass(nn.Module):
         self.middle = Residual(width, device, dtype)
         self.ups = nn.ModuleList(Residual(width, device, dtype) for _ in range(depth))
         self.norm = nn.BatchNorm2d(width, device=device, dtype=dtype)
-        self.head = pointwise(width, num_labels, bias=True)
+        # Before the last, a bias would reach the result only through a BatchNorm, which removes it.
+        self.head = pointwise(width, num_labels, bias=last)
         self.remap_features = None if last else pointwise(width, width)
         self.remap_logits = None if last else pointwise(num_labels, width)
         self.reset_parameters()
