@@ -2,14 +2,16 @@
 
 from partlocal.evaluation.identification import rank_k, tpir_at_fpir
 from partlocal.evaluation.parsing import ParsingScore
-from partlocal.evaluation.verification import (
-    FoldAccuracy,
+from partlocal.evaluation.uncertainty import (
     Interval,
     PairedTest,
-    Roc,
-    auc,
     auc_interval,
     paired_accuracy_test,
+)
+from partlocal.evaluation.verification import (
+    FoldAccuracy,
+    Roc,
+    auc,
     roc,
     tar_at_far,
     ten_fold_accuracy,
