@@ -200,7 +200,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(
-    ctx: Any, grad_lse: Tensor | None, grad_cos: Tensor | None, grad_kept: None
+    ctx: Any, grad_lse: Tensor | None, grad_cos: Tensor | None, grad_kept: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     x, weight, targets, lse, kept = ctx.saved_tensors
     zero = torch.zeros_like(lse)

@@ -1,0 +1,348 @@
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from pytorch_metric_learning import losses
+from torch.nn import functional as F
+
+from partlocal.head import ArcFaceHead, margin_softmax
+from partlocal.margins import (
+    AdaFace,
+    ArcFace,
+    CombinedMargin,
+    CosFace,
+    MagFace,
+    NormFace,
+    SphereFace,
+)
+
+FAMILY = {
+    "norm": NormFace(),
+    "arc": ArcFace(0.5),
+    "arc-insightface": ArcFace(0.5, grad="detached", beyond="none"),
+    "cos": CosFace(0.35),
+    "sphere": SphereFace(4.0, annealing=5.0),
+    "sphere-r": SphereFace(1.5, form="clamped", grad="detached"),
+    "combined": CombinedMargin(1.2, 0.3, 0.2),
+    "mag": MagFace(),
+    "ada": AdaFace().eval(),
+}
+family = pytest.mark.parametrize("margin", FAMILY.values(), ids=FAMILY.keys())
+
+
+def problem(b=8, d=6, v=20, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    x = 12 * torch.randn(b, d, dtype=torch.float64, generator=generator)
+    weight = torch.randn(v, d, dtype=torch.float64, generator=generator)
+    labels = torch.randint(v, (b,), generator=generator)
+    return x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), labels
+
+
+def materialised(x, weight, labels, margin, scale):
+    cos = F.normalize(x) @ F.normalize(weight).T
+    own = F.one_hot(labels, len(weight)).to(cos.dtype)
+    target, norm = (cos * own).sum(1), x.norm(dim=1)
+    changed = cos + own * (margin(target, norm) - target)[:, None]
+    penalty = margin.penalty(norm) if hasattr(margin, "penalty") else 0
+    return F.cross_entropy(scale * changed, labels, reduction="none") + penalty
+
+
+def test_example():
+    # One negative at cosine 0: softplus(0 - 2 cos(60 degrees + 0.5)).
+    x = torch.tensor([[0.5, math.sqrt(0.75), 0.0]], dtype=torch.float64)
+    weight = torch.eye(3, dtype=torch.float64)[[0, 2]]
+    loss = margin_softmax(x, weight, torch.tensor([0]), ArcFace(0.5), 2.0)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-2 * math.cos(math.pi / 3 + 0.5))))
+
+
+def test_example_that_a_corrected_logsumexp_loses():
+    # scale 64, margin 0.5, target cosine 0.5, and 100,000 negatives at cosine N / 64: an
+    # ordinary log-sum-exp is 32 + 1e-7, and nothing of the negatives is left in fp32.
+    v, target, negative = 100_001, 0.5, 0.0625
+    tall = math.sqrt(1 - target**2 - negative**2)
+    x = torch.tensor([[target, negative, tall]])
+    weight = torch.tensor([[0.0, 1.0, 0.0]]).repeat(v, 1)
+    weight[7] = torch.tensor([1.0, 0.0, 0.0])
+    loss = margin_softmax(x, weight, torch.tensor([7]), ArcFace(0.5), 64.0)
+    gap = math.log(v - 1) + 64 * negative - 64 * math.cos(math.pi / 3 + 0.5)
+    assert gap == pytest.approx(14.00, abs=0.01)
+    assert loss.item() == pytest.approx(gap + math.log1p(math.exp(-gap)), rel=1e-6)
+    ordinary = torch.logsumexp(64 * (F.normalize(x) @ F.normalize(weight).T), 1)
+    corrected = ordinary.exp() - torch.tensor([64 * target]).exp()
+    assert corrected.clamp(min=1e-30).log().item() != pytest.approx(gap, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("margin", "scale", "oracle"),
+    [
+        (ArcFace(0.5), 64.0, lambda: losses.ArcFaceLoss(20, 6, math.degrees(0.5), scale=64)),
+        (ArcFace(1.5), 64.0, lambda: losses.ArcFaceLoss(20, 6, math.degrees(1.5), scale=64)),
+        (CosFace(0.35), 30.0, lambda: losses.CosFaceLoss(20, 6, margin=0.35, scale=30)),
+        (SphereFace(4.0), 8.0, lambda: losses.SphereFaceLoss(20, 6, margin=4, scale=8)),
+    ],
+    ids=["arc", "arc-paper", "cos", "sphere"],
+)
+def test_reference(margin, scale, oracle):
+    x, weight, labels = problem()
+    oracle = oracle()
+    oracle.W.data = weight.detach().T.clone()
+    loss = margin_softmax(x, weight, labels, margin, scale)
+    # SphereFace there multiplies the logits by the embeddings' norms: it is given unit ones.
+    expected = oracle(F.normalize(x), labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-14)
+    grads = torch.autograd.grad(loss, (x, weight))
+    theirs = torch.autograd.grad(expected, (x, oracle.W))
+    torch.testing.assert_close(grads[0], theirs[0], rtol=0, atol=1e-13)
+    torch.testing.assert_close(grads[1], theirs[1].T, rtol=0, atol=1e-12)
+
+
+@family
+@pytest.mark.parametrize("recompute", [True, False])
+def test_reference_of_the_family(margin, recompute):
+    x, weight, labels = problem()
+    loss = margin_softmax(x, weight, labels, margin, 16.0, reduction="none", recompute=recompute)
+    expected = materialised(x, weight, labels, margin, 16.0)
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=1e-13)
+    grads = torch.autograd.grad(loss.sum(), (x, weight))
+    theirs = torch.autograd.grad(expected.sum(), (x, weight))
+    torch.testing.assert_close(grads, theirs, rtol=0, atol=2e-12)
+    assert grads[0].norm() > 1e-3
+
+
+def test_detached_is_the_gradient_of_the_cosine():
+    x, weight, labels = problem()
+    margin = ArcFace(0.5, grad="detached", beyond="none")
+    cos = (F.normalize(x) @ F.normalize(weight).T).detach().requires_grad_()
+    target = cos.gather(1, labels[:, None])
+    phi = margin(target[:, 0], x.norm(dim=1))
+    F.cross_entropy(64 * cos.scatter(1, labels[:, None], phi[:, None]), labels).backward()
+    logits = 64 * cos.detach().scatter(1, labels[:, None], phi.detach()[:, None])
+    share = logits.softmax(1) - F.one_hot(labels, 20)
+    torch.testing.assert_close(cos.grad, 64 * share / 8)
+    (grad,) = torch.autograd.grad(margin_softmax(x, weight, labels, margin, 64.0), weight)
+    rows = F.normalize(weight.detach())
+    pulled = cos.grad.T @ F.normalize(x.detach())
+    pulled = (pulled - (pulled * rows).sum(1, keepdim=True) * rows) / weight.norm(dim=1)[:, None]
+    torch.testing.assert_close(grad, pulled.detach())
+
+
+# The others' gradient is, by intent, not that of their value.
+@pytest.mark.parametrize("name", ["norm", "arc", "cos", "sphere", "combined", "mag"])
+def test_gradcheck(name):
+    x, weight, labels = problem(4, 5, 6)
+
+    def function(x, weight):
+        return margin_softmax(x, weight, labels, FAMILY[name], 4.0, reduction="none")
+
+    assert torch.autograd.gradcheck(function, (x, weight))
+
+
+@family
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_aligned_embeddings(margin, dtype):
+    # Duplicates of the class row, its opposite, and zeros: cosines 1, -1 and 0.
+    weight = F.normalize(torch.randn(5, 16, generator=torch.Generator().manual_seed(0)))
+    x = torch.stack([weight[0], 20 * weight[1], -weight[2], torch.zeros(16)])
+    x, weight = x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
+    loss = margin_softmax(x, weight, torch.arange(4), margin, 64.0)
+    assert loss.isfinite()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, (x, weight)))
+
+
+def test_ignored_samples_and_reductions():
+    x, weight, labels = problem()
+    some = labels.clone()
+    some[[1, 4]] = 99
+    options = {"margin": MagFace(), "scale": 16.0, "ignore_index": 99}
+    each = margin_softmax(x, weight, some, reduction="none", **options)
+    kept = some != 99
+    assert (each[~kept] == 0).all()
+    alone = margin_softmax(x[kept], weight, labels[kept], reduction="none", **options)
+    torch.testing.assert_close(each[kept], alone)
+    total = margin_softmax(x, weight, some, reduction="sum", **options)
+    mean = margin_softmax(x, weight, some, **options)
+    torch.testing.assert_close(total, alone.sum())
+    torch.testing.assert_close(mean, alone.mean())
+    grads = torch.autograd.grad(mean, (x, weight))
+    expected = torch.autograd.grad(alone.mean(), (x, weight))
+    torch.testing.assert_close(grads, expected)
+    nobody = margin_softmax(x, weight, torch.full_like(labels, 99), **options)
+    assert nobody == 0
+    assert all((grad == 0).all() for grad in torch.autograd.grad(nobody, (x, weight)))
+
+
+def test_one_class_has_nothing_to_learn():
+    x, weight, labels = problem(v=1)
+    loss = margin_softmax(x, weight, labels, ArcFace(), 64.0)
+    assert loss == 0
+    assert all((grad == 0).all() for grad in torch.autograd.grad(loss, (x, weight)))
+
+
+def test_norm_can_be_given():
+    x, weight, labels = problem()
+    unit, norm = F.normalize(x), x.norm(dim=1)
+    for margin in (AdaFace().eval(), MagFace()):
+        whole = margin_softmax(x, weight, labels, margin, 16.0)
+        torch.testing.assert_close(margin_softmax(unit, weight, labels, margin, 16.0, norm), whole)
+        assert not torch.isclose(margin_softmax(unit, weight, labels, margin, 16.0), whole)
+
+
+def test_ignored_samples_leave_adaface_statistics_alone():
+    x, weight, labels = problem(dtype=torch.float32)
+    one, two = AdaFace(momentum=1.0), AdaFace(momentum=1.0)
+    margin_softmax(x[:5], weight, labels[:5], one, 16.0)
+    labels[5:] = -1
+    margin_softmax(x, weight, labels, two, 16.0)
+    torch.testing.assert_close(one.state_dict(), two.state_dict())
+
+
+@family
+def test_module(margin):
+    x, weight, labels = problem(dtype=torch.float32)
+    head = ArcFaceHead(6, 20, 16.0, margin)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    head.eval()
+    assert torch.equal(head(x, labels), margin_softmax(x, weight, labels, margin, 16.0))
+    labels[3] = -1
+    loss = head(x, labels, reduction="sum")
+    expected = F.cross_entropy(head.logits(x, labels), labels, ignore_index=-1, reduction="sum")
+    if hasattr(margin, "penalty"):
+        expected = expected + margin.penalty(x.norm(dim=1))[labels >= 0].sum()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(head.logits(x), 16 * F.normalize(x) @ F.normalize(weight).T)
+
+
+def test_module_learns():
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(0)
+    head = ArcFaceHead(16, 30)
+    assert head.weight.norm(dim=1).mean().item() == pytest.approx(1, abs=0.1)
+    x = torch.randn(30, 16, generator=generator)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9)
+    start = head(x, torch.arange(30)).item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        head(x, torch.arange(30)).backward()
+        optimizer.step()
+    assert head(x, torch.arange(30)).item() < start / 10
+    assert (head.logits(x).argmax(1) == torch.arange(30)).all()
+
+
+@pytest.mark.parametrize(
+    "margin", [ArcFace(0.4, grad="detached"), AdaFace(0.3)], ids=["arc", "ada"]
+)
+def test_save_and_load(margin, tmp_path):
+    head = ArcFaceHead(6, 20, 30.0, margin, ignore_index=-7, recompute=False)
+    x, _, labels = problem(dtype=torch.float32)
+    head(x, labels)  # moves AdaFace's statistics
+    head.save_pretrained(tmp_path / "head")
+    copy = ArcFaceHead.from_pretrained(tmp_path / "head")
+    assert copy.config() == head.config()
+    assert copy.state_dict().keys() == head.state_dict().keys()
+    assert all(map(torch.equal, copy.state_dict().values(), head.state_dict().values()))
+    assert torch.equal(copy(x, labels), head.eval()(x, labels))
+    if isinstance(margin, AdaFace):
+        assert set(head.state_dict()) == {"weight", "margin.mean", "margin.std"}
+        assert copy.margin.mean != 20
+
+
+def test_save_refuses_a_margin_of_ones_own(tmp_path):
+    head = ArcFaceHead(6, 20, margin=lambda cos_target, norm: cos_target - 0.1)
+    with pytest.raises(TypeError, match="to be saved; got function: save the head's state_dict"):
+        head.save_pretrained(tmp_path / "head")
+    assert not (tmp_path / "head").exists()
+
+
+def test_repr():
+    assert repr(ArcFaceHead(4, 9, margin=CosFace(0.2))) == (
+        "ArcFaceHead(4, 9, scale=64.0, margin=CosFace(m=0.2))"
+    )
+
+
+def test_autocast_and_low_precision():
+    x, weight, labels = problem(dtype=torch.float32)
+    plain = margin_softmax(x, weight, labels, ArcFace(), 64.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(margin_softmax(x, weight, labels, ArcFace(), 64.0), plain)
+    head = ArcFaceHead(6, 20, dtype=torch.bfloat16)
+    loss = head(x.bfloat16(), labels)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert head.weight.grad.dtype == torch.bfloat16
+
+
+COMPILE = """
+import torch
+from torch._dynamo.testing import CompileCounter
+from partlocal.head import ArcFaceHead
+from partlocal.margins import AdaFace, MagFace
+
+for margin in (MagFace(), AdaFace()):
+    torch._dynamo.reset()
+    head = ArcFaceHead(8, 30, margin=margin).eval()
+    counter = CompileCounter()
+    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+    counted = torch.compile(head, fullgraph=True, backend=counter)
+    for b in (3, 5, 8):
+        x = (9 * torch.randn(b, 8)).requires_grad_()
+        labels = torch.arange(b)
+        labels[0] = -1
+        loss, expected = compiled(x, labels), head(x, labels)
+        torch.testing.assert_close(loss, expected)
+        wanted = (x, head.weight)
+        torch.testing.assert_close(
+            torch.autograd.grad(loss, wanted), torch.autograd.grad(expected, wanted)
+        )
+        counted(x, labels)
+    assert counter.frame_count <= 2, counter.frame_count
+    try:
+        compiled(x, labels + 30)
+    except ValueError as error:
+        assert "got 31 at position 1" in str(error), error
+    else:
+        raise AssertionError("a label out of range went through")
+print("compiled")
+"""
+
+
+def test_compile():
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILE], check=False, capture_output=True, text=True
+    )
+    assert "compiled" in run.stdout, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda h, x, y: h(x, y + 20), r"labels must be in \[0, 20\), .*; got 3\d at position 0"),
+        (lambda h, x, y: h.logits(x, y + 20), r"labels must be in \[0, 20\), the rows of weight"),
+        (lambda h, x, y: h(x * math.inf, y), "embeddings must be finite; got NaN or infinity"),
+        (lambda h, x, y: ArcFaceHead(0, 5), "in_features must be at least 1; got 0"),
+        (lambda h, x, y: ArcFaceHead(5, 0), "num_classes must be at least 1; got 0"),
+        (
+            lambda h, x, y: ArcFaceHead(5, 5, scale=-1.0),
+            "scale must be positive and finite; got -1",
+        ),
+    ],
+)
+def test_errors(call, message):
+    x, _, labels = problem(dtype=torch.float32)
+    labels[0] = 15
+    with pytest.raises(ValueError, match=message):
+        call(ArcFaceHead(6, 20), x, labels)
+
+
+def test_errors_of_types():
+    x, weight, labels = problem(dtype=torch.float32)
+    with pytest.raises(TypeError, match=r"labels must be whole numbers; got torch\.float32"):
+        ArcFaceHead(6, 20)(x, labels.float())
+    with pytest.raises(NotImplementedError, match="ArcFaceHead has no Triton kernel"):
+        ArcFaceHead(6, 20, implementation="triton")
+    with torch.no_grad():
+        weight[0, 0] = math.nan
+    with pytest.raises(ValueError, match="weight must be finite; got NaN"):
+        margin_softmax(x, weight, labels, ArcFace(), 64.0)
