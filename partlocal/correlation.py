@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from partlocal.kernels import Implementation, check_implementation
-from partlocal.numerics import accumulation_dtype, result_dtype, wide_matmul
+from partlocal.numerics import accumulation_dtype, refuse_non_finite, result_dtype, wide_matmul
 
 
 def structure_correlation(
@@ -33,7 +33,8 @@ def structure_correlation(
         zero vector is 0; the distance between equal vectors has the gradient 0.
 
     Raises:
-        ValueError: wrong shape, an empty batch, no part.
+        ValueError: wrong shape, an empty batch, no part, or parts that are not finite (checked
+            in eager mode on a CPU).
         TypeError: the parts are not floating point.
 
     Source: FSENet, section 3.4; its D (eq. 7) is read as distance, its A as cosine.
@@ -46,17 +47,18 @@ def structure_correlation(
     # Each pair is computed once; from differences, because the Gram form cancels.
     first, second = torch.triu_indices(k, k, 1, device=parts.device)
     squared = (wide.index_select(1, first) - wide.index_select(1, second)).square().sum(2)
-    apart = squared > 0
+    apart = squared != 0
     distance = torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
 
     energy = wide.square().sum(2, keepdim=True)
-    nonzero = energy > 0
+    nonzero = energy != 0
     unit = wide * torch.where(nonzero, torch.where(nonzero, energy, 1).rsqrt(), 0)
     cosine = wide_matmul(unit, unit.mT)
 
     rows, others = _others(k, parts.device)
     low, high = torch.minimum(rows, others), torch.maximum(rows, others)
     pair = low * (2 * k - low - 1) // 2 + high - low - 1
+    refuse_non_finite(energy, "parts", "their squared lengths")
     pairs = torch.stack([distance[:, pair], cosine[:, rows, others]], dim=3)
     if visibility is not None:
         present = (visibility > 0) & nonzero[:, :, 0]

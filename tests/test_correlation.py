@@ -1,0 +1,275 @@
+import math
+import re
+import subprocess
+import sys
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from partlocal.correlation import StructureCorrelation, structure_correlation
+
+
+def draw(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def test_example():
+    # Three corners of a 3-4-5 triangle; the first at the origin, where the cosine is 0.
+    parts = torch.tensor([[[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]]])
+    expected = [
+        [0.0, 0.0, 3.0, 0.0, 5.0, 0.0],
+        [3.0, 0.0, 3.0, 0.0, 4.0, 0.6],
+        [3.0, 4.0, 5.0, 0.0, 4.0, 0.6],
+    ]
+    torch.testing.assert_close(structure_correlation(parts)[0], torch.tensor(expected))
+    # Given its visibility, the zero vector is an absent part, and its pairs say nothing.
+    seen = structure_correlation(parts, visibility=torch.tensor([[0.1, 0.9, 0.9]]))[0]
+    expected = [
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        [3.0, 0.0, 0.0, 0.0, 4.0, 0.6],
+        [3.0, 4.0, 0.0, 0.0, 4.0, 0.6],
+    ]
+    torch.testing.assert_close(seen, torch.tensor(expected))
+
+
+def slow_structure(parts, present):
+    rows = []
+    for i, own in enumerate(parts):
+        row = list(own)
+        for j, other in enumerate(parts):
+            if i == j:
+                continue
+            lengths = math.hypot(*own) * math.hypot(*other)
+            dot = sum(a * b for a, b in zip(own, other, strict=True))
+            pair = [math.dist(own, other), dot / lengths if lengths else 0.0]
+            row += pair if present[i] and present[j] else [0.0, 0.0]
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("k", [1, 2, 6, 11])
+@pytest.mark.parametrize("kind", ["none", "float", "bool"])
+def test_reference(k, kind):
+    parts = draw(3, k, 5)
+    parts[2, 0] = 0
+    seen = torch.rand(3, k, generator=torch.Generator().manual_seed(1)) > 0.3
+    visibility = {"none": None, "float": seen.float(), "bool": seen}[kind]
+    found = structure_correlation(parts, visibility)
+    assert found.shape == (3, k, 5 + 2 * (k - 1))
+    for image in range(3):
+        present = seen[image] & (parts[image] != 0).any(1)
+        present = [True] * k if kind == "none" else present.tolist()
+        slow = slow_structure(parts[image].tolist(), present)
+        torch.testing.assert_close(found[image], torch.tensor(slow).double())
+
+
+def test_distance_comes_from_differences():
+    # ||a||^2 + ||b||^2 - 2ab would lose all digits of this distance.
+    near = torch.full((1, 2, 64), 100.0)
+    near[0, 1] += 0.0009765625
+    distance = structure_correlation(near)[0, 0, 64].item()
+    assert distance == pytest.approx(0.0009765625 * 8, rel=1e-6)
+    gram = (near.square().sum(2, keepdim=True) - near @ near.mT)[0, 0, 1].item()
+    assert abs(math.sqrt(abs(2 * gram)) - distance) > 0.1 * distance
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("case", ["identical", "zero", "all zero"])
+@pytest.mark.parametrize("given_visibility", [False, True])
+def test_identical_and_zero_parts(dtype, case, given_visibility):
+    parts = draw(2, 4, 8).to(dtype)
+    if case == "identical":
+        parts[:, 1] = parts[:, 2]
+    elif case == "zero":
+        parts[:, 1] = 0
+    else:
+        parts.zero_()
+    parts.requires_grad_()
+    visibility = torch.ones(2, 4) if given_visibility else None
+    pairs = structure_correlation(parts, visibility)[..., 8:]
+    (gradient,) = torch.autograd.grad(pairs.sum(), parts, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), parts)
+    assert pairs.isfinite().all()
+    assert gradient.isfinite().all()
+    assert second.isfinite().all()
+    # Order of part 1's pairs: 0, 2, 3.
+    if case == "identical":
+        assert pairs[:, 1, 2].eq(0).all()
+        torch.testing.assert_close(pairs[:, 1, 3].float(), torch.ones(2), rtol=1e-2, atol=1e-2)
+        (alone,) = torch.autograd.grad(structure_correlation(parts)[:, 1, 10].sum(), parts)
+        assert alone.eq(0).all()
+    else:
+        assert pairs[:, 1, 1::2].eq(0).all()
+        (alone,) = torch.autograd.grad(structure_correlation(parts)[:, 1, 9::2].sum(), parts)
+        assert alone.eq(0).all()
+
+
+def test_absent_parts_have_no_gradient_through_their_pairs():
+    parts = draw(1, 3, 4).requires_grad_()
+    visibility = torch.tensor([[1.0, 0.0, 1.0]])
+    structure_correlation(parts, visibility)[..., 4:].sum().backward()
+    assert parts.grad[0, 1].eq(0).all()
+    assert parts.grad[0, 0].ne(0).any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    order=st.permutations(range(5)),
+    scale=st.sampled_from([1e-9, 1.0, 1e9]),
+)
+def test_properties(seed, order, scale):
+    parts = draw(2, 5, 3, dtype=torch.float32, seed=seed)
+
+    def pair_table(vectors):
+        """Distance and cosine as full matrices, so that rows can be permuted."""
+        rows = structure_correlation(vectors)[..., 3:].unflatten(2, (4, 2))
+        full = torch.zeros(2, 5, 5, 2)
+        for i in range(5):
+            full[:, i, [j for j in range(5) if j != i]] = rows[:, i]
+        return full
+
+    table = pair_table(parts)
+    torch.testing.assert_close(table, table.transpose(1, 2), rtol=0, atol=0)
+    permuted = pair_table(parts[:, order])
+    torch.testing.assert_close(permuted, table[:, order][:, :, order], rtol=1e-5, atol=1e-6)
+    assert (table[..., 0] >= 0).all()
+    assert table[..., 1].abs().max() <= 1 + 1e-6
+    scaled = pair_table(parts * scale)
+    torch.testing.assert_close(scaled[..., 0], table[..., 0] * scale, rtol=1e-5, atol=0)
+    torch.testing.assert_close(scaled[..., 1], table[..., 1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes(dtype):
+    parts = draw(2, 6, 32).to(dtype)
+    found = structure_correlation(parts)
+    assert found.dtype == dtype
+    expected = structure_correlation(parts.double())
+    rounding = torch.finfo(dtype).eps + 1e-6
+    torch.testing.assert_close(found.double(), expected, rtol=rounding, atol=rounding)
+    assert torch.equal(found[..., :32], parts)
+
+
+@pytest.mark.parametrize("active", [torch.float16, torch.bfloat16])
+def test_autocast(active):
+    parts = draw(2, 6, 32, dtype=torch.float32)
+    plain = structure_correlation(parts)
+    with torch.autocast("cpu", dtype=active):
+        found = structure_correlation(parts)
+    assert torch.equal(found, plain.to(active))  # rounded once, at the end
+
+
+def test_layouts():
+    parts = draw(2, 4, 6)
+    padded = torch.zeros(2, 5, 9, dtype=parts.dtype)
+    padded[:, 1:, 2:8] = parts
+    expected = structure_correlation(parts)
+    for other in (padded[:, 1:, 2:8], parts.mT.contiguous().mT):
+        torch.testing.assert_close(structure_correlation(other), expected)
+    shared = parts[:1].expand(2, -1, -1)
+    torch.testing.assert_close(structure_correlation(shared)[1], expected[0])
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_gradcheck(k):
+    parts = draw(2, k, 2).requires_grad_()
+    visibility = torch.tensor([[1.0] * k, [0.0] + [1.0] * (k - 1)])
+    assert torch.autograd.gradcheck(structure_correlation, parts)
+    assert torch.autograd.gradgradcheck(structure_correlation, parts)
+    assert torch.autograd.gradcheck(lambda p: structure_correlation(p, visibility), parts)
+    assert torch.autograd.gradgradcheck(lambda p: structure_correlation(p, visibility), parts)
+
+
+def test_module():
+    layer = StructureCorrelation(implementation="torch")
+    parts, visibility = draw(2, 6, 128), torch.tensor([[1.0] * 6, [0.0] * 6])
+    expected = structure_correlation(parts, visibility, implementation="torch")
+    assert expected.shape == (2, 6, 138)
+    for module in (layer, eval(repr(layer))):
+        assert torch.equal(module(parts, visibility), expected)
+    assert repr(layer) == "StructureCorrelation(implementation='torch')"
+
+
+GOOD = {"parts": torch.ones(2, 3, 4)}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"parts": torch.ones(2, 3)},
+            ValueError,
+            "parts must be [b, k, c], none of them 0; got [2, 3]",
+        ),
+        (
+            {"parts": torch.ones(2, 0, 4)},
+            ValueError,
+            "parts must be [b, k, c], none of them 0; got [2, 0, 4]",
+        ),
+        (
+            {"parts": torch.ones(0, 3, 4)},
+            ValueError,
+            "parts must hold at least one image; got an empty batch",
+        ),
+        (
+            {"parts": torch.ones(2, 3, 4, dtype=torch.int32)},
+            TypeError,
+            "parts must be floating point; got torch.int32: pass parts.float()",
+        ),
+        (
+            {"visibility": torch.ones(2, 4)},
+            ValueError,
+            "visibility must be [b, k] = [2, 3] (as parts); got [2, 4]",
+        ),
+        (
+            {"visibility": torch.ones(2, 3, device="meta")},
+            ValueError,
+            "visibility must be on cpu (as parts); got meta: pass visibility.to('cpu')",
+        ),
+        (
+            {"parts": torch.full((2, 3, 4), torch.nan)},
+            ValueError,
+            "parts must be finite; got NaN or infinity in their squared lengths: look for a "
+            "division by zero or an overflow before this layer (parts.isfinite() shows where)",
+        ),
+        (
+            {"implementation": "triton"},
+            NotImplementedError,
+            "implementation='triton': structure_correlation has no Triton kernel in this version; "
+            "use implementation='auto' or 'torch'",
+        ),
+    ],
+)
+def test_errors(monkeypatch, change, error, message):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    structure_correlation(**GOOD)
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        structure_correlation(**GOOD | change)
+
+
+def test_compile():
+    script = """
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from partlocal.correlation import StructureCorrelation
+
+layer = StructureCorrelation()
+inputs = [(torch.randn(b, 6, 8, requires_grad=True), torch.rand(b, 6)) for b in (2, 5)]
+counter = CompileCounterWithBackend("aot_eager")
+compiled = torch.compile(layer, fullgraph=True, backend=counter)
+for parts, visibility in inputs:
+    both = [f(parts, visibility) for f in (compiled, layer)]
+    torch.testing.assert_close(*both)
+    torch.testing.assert_close(*(torch.autograd.grad(y.sin().sum(), parts) for y in both))
+assert counter.frame_count <= 2, counter.frame_count
+
+batch = {0: torch.export.Dim("b")}
+example = tuple(x.detach() for x in inputs[0])
+program = torch.export.export(layer, example, dynamic_shapes=(batch, batch))
+torch.testing.assert_close(program.module()(*inputs[1]), layer(*inputs[1]))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
