@@ -14,6 +14,7 @@ from pathlib import Path
 import report_sections as sections
 from report_faces import compared_pairs, parsed_faces
 from report_inputs import Run, read_run
+from report_training import details, training
 
 
 def write_report(folder: Path) -> Path:
@@ -48,8 +49,8 @@ def build_page(run: Run) -> str:
         ("energy", "Energy shares", sections.energy(run)),
         ("parser", "Parser", sections.parser(run)),
         ("shortcuts", "Shortcuts", sections.shortcuts(run)),
-        ("training", "Training", sections.training(run)),
-        ("details", "To run it again", sections.details(run)),
+        ("training", "Training", training(run)),
+        ("details", "To run it again", details(run)),
     ]
     measured = {
         "controls": any(sections.CONTROL in arm for arm in run.metrics["arms"]),

@@ -125,8 +125,8 @@ def _signed(value: float, kind: str) -> str:
     middle = '<i class="zero" style="left:50%"></i>'
     if not np.isfinite(value):
         return middle
-    ends = sorted((0.5, 0.5 + value / 2))
-    return bar(*ends, kind) + middle
+    low, high = sorted((0.5, 0.5 + value / 2))
+    return bar(low, high, kind) + middle
 
 
 def _cosine(value: float) -> str:

@@ -14,13 +14,14 @@ OBJECTS = ("protocol", "config", "versions", "seconds", "parser", "training")
 TABLES = ("arms", "shortcuts", "energy")
 REQUIRED = ("protocol", "arms")
 
-# Letters stand for sizes that must agree within a file.
-SCORE_ARRAYS = {
+# A file's arrays: kind and shape, whose letters stand for sizes that must agree.
+Layout = dict[str, tuple[str, tuple[int | str, ...]]]
+SCORE_ARRAYS: Layout = {
     "same": ("b", ("p",)),
     "arm_names": ("U", ("a",)),
     "scores": ("f", ("a", "p")),
 }
-FACE_ARRAYS = {
+FACE_ARRAYS: Layout = {
     "images": ("u", ("m", 112, 112, 3)),
     "maps": ("f", ("m", "k", "h", "w")),
     "labels": ("u", ("m", 112, 112)),
@@ -124,9 +125,7 @@ def _must_be_object(value: object, what: str) -> None:
         raise ValueError(f"{what} must be a JSON object; got {type(value).__name__}")
 
 
-def _read_arrays(
-    path: Path, expected: dict[str, tuple[str, tuple[int | str, ...]]]
-) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, expected: Layout) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             missing = [name for name in expected if name not in archive.files]

@@ -1,11 +1,11 @@
 """The sections of the report: each takes a run and returns HTML."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
-from report_figures import Series, bin_means, chart, legend, roc
+from report_figures import Series, chart, legend, roc
 from report_inputs import Run, number
 from report_words import (
     CONTROL,
@@ -189,15 +189,24 @@ def parser(run: Run) -> str:
     """How well the parser finds each part."""
     scores = run.table("parser")
     f1 = {name: number(value) for name, value in scores.get("f1", {}).items()}
-    heads = {"macro_f1": "macro F1", "mean_f1": "mean F1", "miou": "mean IoU"}
+    heads = {
+        "macro_f1": "macro F1",
+        "mean_f1": "mean F1",
+        "helen_overall_f1": "Helen overall F1",
+        "miou": "mean IoU",
+    }
     words = [f"{name} {plain(scores[key])}" for key, name in heads.items() if key in scores]
     rows = [(escape(n.replace("_", " ")), bar(0, v or 0), plain(v)) for n, v in f1.items()]
     fasseg = scores.get("fasseg")
     extra = ""
     if isinstance(fasseg, dict):
-        found = [(_name(k), plain(v)) for k, v in _flat(fasseg) if number(v) is not None]
-        caption = "On photographs (FASSEG, frontal test part)"
-        extra = table(caption, ["Measure", "Score"], found)
+        merged = fasseg["f1"] if isinstance(fasseg.get("f1"), dict) else fasseg
+        found = [
+            (escape(k), bar(0, v), plain(v)) for k, v in merged.items() if number(v) is not None
+        ]
+        pictures = [f"{fasseg['pictures']} pictures"] if number(fasseg.get("pictures")) else []
+        where = ", ".join(["photographs of FASSEG", str(fasseg.get("split", "")), *pictures])
+        extra = f"<h3>F1 per merged label, {escape(where)}</h3>{bars(found)}"
     return (
         f"<p>Overall: {escape(', '.join(words))}.</p>" if words else ""
     ) + f"<h3>F1 per label, held-out drawn faces</h3>{bars(rows)}{extra}"
@@ -212,11 +221,11 @@ def energy(run: Run) -> str:
         shares = [number(stages[stage].get(name)) for name in names]
         widths = "".join(f'<i style="width:{100 * (share or 0):.2f}%"></i>' for share in shares)
         parts.append(
-            f'<h3>{_name(stage)}</h3><div class="shares" aria-hidden="true">{widths}</div>'
+            f'<h3>{named(stage)}</h3><div class="shares" aria-hidden="true">{widths}</div>'
         )
         mean, spread = (stages[stage].get(f"impostor_cosine_{x}") for x in ("mean", "std"))
         cosine = f"{plain(mean)} ± {plain(spread)}"
-        rows.append([_name(stage), *(percent(share) for share in shares), cosine])
+        rows.append([named(stage), *(percent(share) for share in shares), cosine])
     key = "".join(
         f'<li><span class="key k{i}"></span>{name}</li>'
         for i, name in enumerate(("part features", "distances", "cosines"))
@@ -247,91 +256,16 @@ def shortcuts(run: Run) -> str:
         verdict = NOTHING if accuracy is None else "within" if fits else "<strong>outside</strong>"
         rows.append([escape(name), with_error(row), limit, verdict])
     return (
-        "<p>A drawn task may be solved by something that is no face. Each row verifies the same "
-        "pairs with one such thing alone.</p>"
+        "<p>A drawn task may be solved by something that is no face. Each row verifies "
+        "pairs of drawn faces with one such thing alone.</p>"
         + table("Accuracy from one thing alone", ["From", "Accuracy", "Wanted", "Verdict"], rows)
     )
 
 
-def training(run: Run) -> str:
-    """Loss curves per stage, and what the training took."""
-    stages: dict[str, list[dict[str, Any]]] = {}
-    for line in run.history:
-        stages.setdefault(str(line.get("stage", "unnamed")), []).append(line)
-    lines = {"loss": "loss", "global_loss": "global half", "local_loss": "local half"}
-    charts = "".join(_losses(stage, rows, lines) for stage, rows in stages.items())
-    seconds = run.table("seconds")
-    took = [(_stage(stage), f"{number(s) or 0:,.0f} s") for stage, s in seconds.items()]
-    rates = [
-        f"{_stage(stage)}: {number(row.get('images_per_second')) or 0:,.0f} pictures a second"
-        for stage, row in run.table("training").items()
-        if isinstance(row, dict) and number(row.get("images_per_second")) is not None
-    ]
-    wait = number(run.metrics.get("data_wait_share"))
-    if wait is not None:
-        rates.append(f"{percent(wait)} of the time spent waiting for data")
-    return (
-        f'<div class="charts">{charts}<div>'
-        + (table("Time taken", ["Stage", "Time"], took) if took else "")
-        + (f'<p class="note">{"; ".join(rates)}.</p>' if rates else "")
-        + "</div></div>"
-    )
-
-
-def _losses(stage: str, rows: list[dict[str, Any]], lines: Mapping[str, str]) -> str:
-    def column(key: str) -> np.ndarray:
-        return np.array([np.nan if (v := number(r.get(key))) is None else v for r in rows])
-
-    steps = column("step")
-    series = [
-        Series(label, *bin_means(steps, column(key)), colour)
-        for colour, (key, label) in enumerate(lines.items())
-        if np.isfinite(column(key) + steps).any()
-    ]
-    if not series:
-        return f"<figure><h3>{_stage(stage)}</h3><p>No finite loss was recorded.</p></figure>"
-    end = max(float(np.nanmax(steps)), 1.0)
-    tall = max(float(line.y.max()) for line in series) * 1.05 or 1.0
-    low = min(0.0, *(float(line.y.min()) for line in series))
-    alt = "; ".join(f"{s.label} goes from {s.y[0]:.3g} to {s.y[-1]:.3g}" for s in series)
-    figure = chart(series, f"Loss, {stage}: {alt}", "Step", "Loss", (0.0, end), (low, tall))
-    rate = column("lr")
-    note = f"Means of neighbouring steps; ends at {series[0].y[-1]:.3g}."
-    if np.isfinite(rate).any():
-        note += f" Learning rate {np.nanmax(rate):.2g} at its highest, {rate[-1]:.2g} at the end."
-    key = legend([(s.label, s.style) for s in series]) if len(series) > 1 else ""
-    caption = f"<figcaption>{note}</figcaption>"
-    return f"<figure><h3>{_stage(stage)}</h3>{figure}{key}{caption}</figure>"
-
-
-def details(run: Run) -> str:
-    """Everything needed to run it again."""
-    blocks = []
-    for name in ("versions", "protocol", "config"):
-        rows = [(escape(key), escape(str(value))) for key, value in _flat(run.table(name))]
-        if rows:
-            box = table(_name(name), ["Setting", "Value"], rows).replace(
-                "<td>", '<td class="text">'
-            )
-            blocks.append(f"<details><summary>{_name(name)}</summary>{box}</details>")
-    return "".join(blocks)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _name(key: str) -> str:
+def named(key: str) -> str:
+    """Return a key of the run's files as a heading, escaped."""
     words = escape(key.replace("_", " "))
     return words[:1].upper() + words[1:] if words else words
-
-
-def _stage(key: str) -> str:
-    return _name({"joint": "joint network", "global": "global-only network"}.get(key, key))
 
 
 def _protocol(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
