@@ -84,7 +84,10 @@ def surface_depth(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _on_face(x: np.ndarray, y: np.ndarray, lift: np.ndarray | float = 0.0) -> np.ndarray:
-    return np.stack([x, y, surface_depth(x, y) + lift], -1)
+    """Points [..., 3] whose z is still above the surface; `face_shape` adds it for all at once."""
+    points = np.empty((*x.shape, 3))
+    points[..., 0], points[..., 1], points[..., 2] = x, y, lift
+    return points
 
 
 def _outline(p: Identity, n: Nuisance, mouth_y: float, sway: float) -> np.ndarray:
@@ -125,13 +128,10 @@ def _eye(p: Identity, side: int, n: Nuisance) -> np.ndarray:
     low = low * (1 - 0.15 * close)
     along = p.eye_width * t
     x0 = side * p.eye_spacing
-    lift = 1.5 * (1 - t * t)
-    curves = []
-    for dy in (-up, low):
-        x = x0 + side * (along * np.cos(tilt)) + side * dy * np.sin(tilt)
-        y = dy * np.cos(tilt) - along * np.sin(tilt)
-        curves.append(_on_face(x, y, lift))
-    return np.stack(curves)
+    dy = np.stack([-up, low])
+    x = x0 + side * (along * np.cos(tilt) + dy * np.sin(tilt))
+    y = dy * np.cos(tilt) - along * np.sin(tilt)
+    return _on_face(x, y, 1.5 * (1 - t * t))
 
 
 def _brow(p: Identity, side: int, n: Nuisance) -> np.ndarray:
@@ -142,7 +142,7 @@ def _brow(p: Identity, side: int, n: Nuisance) -> np.ndarray:
     y = -p.brow_height - n.brow_raise - along * np.sin(angle)
     y = y - p.brow_arch * (1 - (t - 0.3) ** 2) + 0.5 * p.brow_arch
     half = p.brow_thickness * (1 - p.brow_taper * 0.5 * (t + 1)) * (1 - t**6) ** 0.5
-    return np.stack([_on_face(x, y - half, 2.0), _on_face(x, y + half, 2.0), _on_face(x, y, 2.0)])
+    return _on_face(np.stack([x, x, x]), np.stack([y - half, y + half, y]), 2.0)
 
 
 def _mouth(p: Identity, n: Nuisance, mouth_y: float) -> np.ndarray:
@@ -160,16 +160,9 @@ def _mouth(p: Identity, n: Nuisance, mouth_y: float) -> np.ndarray:
     gap = n.mouth_open * arc
     inner_up = centre + corner - 0.25 * gap
     inner_low = centre + corner + 0.75 * gap
-    x = half * t
-    lift = 5.0 * (1 - t * t) - 1.0
-    return np.stack(
-        [
-            _on_face(x, inner_up - top, lift),
-            _on_face(x, inner_up, lift - 1),
-            _on_face(x, inner_low, lift - 1),
-            _on_face(x, inner_low + bottom, lift),
-        ]
-    )
+    x = np.broadcast_to(half * t, (4, len(t)))
+    y = np.stack([inner_up - top, inner_up, inner_low, inner_low + bottom])
+    return _on_face(x, y, 5.0 * (1 - t * t) - np.array([[1.0], [2.0], [2.0], [1.0]]))
 
 
 def _nose(p: Identity, n: Nuisance) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -183,7 +176,7 @@ def _nose(p: Identity, n: Nuisance) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     top = -3.0
     y = top + (base_y - top) * _NOSE_V
     side = _NOSE_SIDE @ np.stack([half, y, 1.0 + 6.0 * _NOSE_V], -1)
-    side[:, 2] += surface_depth(side[:, 0], side[:, 1]) - 0.5
+    side[:, 2] -= 0.5
     t = np.linspace(-1, 1, 9)
     base = base_y + 0.4 + p.nose_drop * (1 - np.abs(t)) - 1.2 * t**4
     sill = np.stack([0.8 * width * t, base, 3.0 + 5.0 * (1 - t * t)], -1)
@@ -254,35 +247,30 @@ def face_shape(p: Identity, n: Nuisance, size: int) -> FaceShape:
     ears = np.array(
         [[-p.cheek - p.ear_out + 2.0, 8.0, -34.0], [p.cheek + p.ear_out - 2.0, 8.0, -34.0]]
     )
-    blocks = [
-        outline * mirror,
-        outline,
+    raised = [  # z counts from the surface of the face
         _eye(p, -1, n),
         _eye(p, 1, n),
-        irises,
         _brow(p, -1, n),
         _brow(p, 1, n),
         side * mirror,
         side,
-        sill,
-        holes,
-        ridge,
         _mouth(p, n, mouth_y),
-        ears,
         _hairline(p, n),
-        *(np.asarray(m, float) for m in marks.values()),
     ]
+    placed = [outline * mirror, outline, irises, sill, holes, ridge, ears]
+    blocks = raised + placed + [np.asarray(m, float) for m in marks.values()]
+    cuts = np.cumsum([0] + [b.size // 3 for b in blocks])
     flat = np.concatenate([b.reshape(-1, 3) for b in blocks])
+    on = flat[: cuts[len(raised)]]
+    on[:, 2] += surface_depth(on[:, 0], on[:, 1])
     flat[:, 2] += 30.0  # turn about the middle of the head
     turned = flat @ _rotation(n).T
     xy = turned[:, :2] / (1 - turned[:, 2:] / n.distance / 2)
     # The alignment's view of the face: five points, as found by a detector that errs a little.
-    cuts = np.cumsum([0] + [b.size // 3 for b in blocks])
-    eyes = [xy[cuts[i] : cuts[i + 1]].reshape(2, 11, 2) for i in (2, 3)]
-    six = [_lid_landmarks(e) for e in eyes]
-    lips = xy[cuts[12] : cuts[13]].reshape(4, 21, 2)
-    tip = xy[cuts[12] - 1]
-    five = np.stack([six[0].mean(0), six[1].mean(0), tip, lips[0, 0], lips[0, -1]])
+    left, right, lips = (xy[cuts[i] : cuts[i + 1]].reshape(*blocks[i].shape[:-1], 2) for i in (0, 1, 6))
+    tip = xy[cuts[14] - 1]
+    eyes = (_lid_landmarks(left).mean(0), _lid_landmarks(right).mean(0))
+    five = np.stack([*eyes, tip, lips[0, 0], lips[0, -1]])
     zoom = size / 112
     target = (FIVE_POINTS + n.jitter + 0.5) * zoom - 0.5
     a, b = fit_similarity(five, target)
@@ -292,25 +280,25 @@ def face_shape(p: Identity, n: Nuisance, size: int) -> FaceShape:
     parts = [
         xy[cuts[i] : cuts[i + 1]].reshape(*blocks[i].shape[:-1], 2) for i in range(len(blocks))
     ]
-    named = dict(zip(marks, parts[15:], strict=True))
+    lids_left, lids_right, brow_left, brow_right, nose_left, nose_right, lips, hairline = parts[:8]
     shape = FaceShape(
-        outline=(parts[0], parts[1]),
-        lids=((parts[2][0], parts[2][1]), (parts[3][0], parts[3][1])),
-        irises=parts[4],
-        brows=((parts[5][0], parts[5][1]), (parts[6][0], parts[6][1])),
-        nose_sides=(parts[7], parts[8]),
-        nose_base=parts[9],
-        nostrils=parts[10],
-        ridge=parts[11],
-        lips=tuple(parts[12]),
-        marks=named,
-        ears=parts[13],
-        hairline=parts[14],
+        outline=(parts[8], parts[9]),
+        lids=((lids_left[0], lids_left[1]), (lids_right[0], lids_right[1])),
+        irises=parts[10],
+        brows=((brow_left[0], brow_left[1]), (brow_right[0], brow_right[1])),
+        nose_sides=(nose_left, nose_right),
+        nose_base=parts[11],
+        nostrils=parts[12],
+        ridge=parts[13],
+        lips=(lips[0], lips[1], lips[2], lips[3]),
+        marks=dict(zip(marks, parts[15:], strict=True)),
+        ears=parts[14],
+        hairline=hairline,
         scale=float(abs(a)),
         points5=np.empty(0),
         points68=np.empty(0),
     )
-    shape.points68 = _landmarks68(shape, parts[5][2], parts[6][2])
+    shape.points68 = _landmarks68(shape, brow_left[2], brow_right[2])
     p68 = shape.points68
     shape.points5 = np.stack(
         [p68[36:42].mean(0), p68[42:48].mean(0), p68[30], p68[48], p68[54]]

@@ -183,6 +183,7 @@ _HAIR = np.array(
     ],
     np.float32,
 )
+_HAIR_SHARE = np.cumsum([0.2, 0.22, 0.18, 0.12, 0.11, 0.05, 0.08])
 
 
 def draw_nuisance(
@@ -221,7 +222,7 @@ def draw_nuisance(
     gains = np.exp(np.array([warm, tint, -warm], np.float32))
     fill = np.exp(np.array([normal(0.2), 0.0, normal(0.2)], np.float32))
     mix = g.random(2)
-    kinds = g.integers(0, len(_HAIR), 2)
+    kinds = np.searchsorted(_HAIR_SHARE, g.random(2))
     hair = (_HAIR[kinds[0]] * (1 - 0.4 * mix[0]) + _HAIR[kinds[1]] * 0.4 * mix[0]) / 255
     if happens(0.05):
         hair = g.random(3).astype(np.float32)

@@ -123,7 +123,7 @@ class Hair:
         lit = n.ambient + (1 - n.ambient) * clip(
             0.75 + 0.5 * (u * n.light[0] + clip(up, -1, 0.3) * n.light[1]), 0.15, 1.4
         )
-        value = lit * clip(1 + 0.38 * texture + 0.25 * rough * n.hair_curl, 0.2, 3)
+        value = lit * clip(1 + (0.14 + 0.22 * n.hair_shine) * texture + 0.25 * rough * n.hair_curl, 0.2, 3)
         gains = (n.ambient * n.fill_gains + (1 - n.ambient) * n.light_gains)[:, None, None]
         self.colour = n.hair_colour[:, None, None] * value
         self.colour += (n.hair_shine * (0.3 * n.hair_colour + 0.035))[:, None, None] * shine * lit
