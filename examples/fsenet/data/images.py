@@ -95,6 +95,10 @@ class Source:
         except OSError as error:
             raise DamagedImage(f"{where} cannot be read ({error.strerror or error})") from None
 
+    def text(self, name: str) -> str:
+        """Return one file as UTF-8 text; what is no UTF-8 is replaced."""
+        return self.read(name).decode("utf-8", errors="replace")
+
     def _open(self) -> zipfile.ZipFile:
         # A handle inherited through fork would share its file position with the other process.
         if self._zip is None or self._pid != os.getpid():

@@ -17,12 +17,12 @@ import numpy as np
 from data.images import IMAGE_SUFFIXES, Source
 from jaxtyping import Bool, Float, Int, Shaped
 
-from partlocal.evaluation.verification import auc, auc_interval, ten_fold_accuracy
+from partlocal.evaluation import auc, auc_interval, ten_fold_accuracy
 
 MAX_ALL_PAIRS = 2 * 10**7  # 2 GB of working memory for the AUC over all pairs of pictures
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth
 class LfwProtocol:
     """The pairs, who is in which fold, and hashes of the lists that say so.
 
