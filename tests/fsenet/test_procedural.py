@@ -11,7 +11,6 @@ import pytest
 from data.face_geometry import FIVE_POINTS, fit_similarity
 from data.face_params import Identity, Nuisance, NuisanceRanges, draw_identity, draw_nuisance
 from data.procedural import ProceduralFaces, contact_sheet, overlay, render, render_many
-from data.shortcuts import draw_pairs, pair_scores, part_colours, ten_fold
 
 from partlocal import HELEN
 
@@ -44,7 +43,9 @@ def test_labels_follow_helen():
     assert (counts > 40).all()
     assert HELEN.side == "viewer"
     for left, right in (("left_brow", "right_brow"), ("left_eye", "right_eye")):
-        columns = [np.nonzero(faces.labels == HELEN.index(name))[2].mean() for name in (left, right)]
+        columns = [
+            np.nonzero(faces.labels == HELEN.index(name))[2].mean() for name in (left, right)
+        ]
         assert columns[0] < 56 < columns[1]
 
 
@@ -258,42 +259,3 @@ def test_errors():
         render(0, 0, 0, size=8)
     with pytest.raises(IndexError, match="index must be below 6; got 6"):
         ProceduralFaces(0, 2, 3)[6]
-
-
-def test_ten_fold_against_a_loop():
-    rng = np.random.default_rng(0)
-    same = np.arange(200) % 2 == 0
-    scores = rng.standard_normal(200) + 1.2 * same
-    accuracies = []
-    for fold in range(10):
-        test = (np.arange(200) // 2 % 10) == fold
-        cuts = np.concatenate([[-np.inf], scores[~test]])
-        hits = [((scores[~test] > c) == same[~test]).sum() for c in cuts]
-        ties = [c for c, h in zip(cuts, hits, strict=True) if h == max(hits)]
-        # The cut lies between two scores, and test scores in between may fall on either side.
-        accuracies.append([((scores[test] > c) == same[test]).mean() for c in ties])
-    low, high = np.mean([min(a) for a in accuracies]), np.mean([max(a) for a in accuracies])
-    assert low - 0.03 <= ten_fold(scores, same) <= high + 0.03
-    assert ten_fold(same.astype(float), same) == 1.0
-
-
-def test_pairs_and_scores():
-    people, samples, same = draw_pairs(np.random.default_rng(0), 10, 100)
-    assert ((people[:, 0] == people[:, 1]) == same).all()
-    assert same.sum() == 50
-    assert len(np.unique(samples)) == 200
-    a = np.array([[1.0, 2.0, np.nan], [0.0, 1.0, 5.0], [2.0, 0.0, 1.0]])
-    for score in pair_scores(a, a).values():
-        assert np.allclose(score, score.max())  # absence is no evidence
-    assert np.isnan(part_colours(render(0, 0, 0, ranges=BARE))).sum() % 3 == 0
-
-
-@pytest.mark.slow
-def test_no_shortcuts():
-    from data.shortcuts import shortcut_accuracies  # noqa: PLC0415
-
-    accuracy = shortcut_accuracies(0, 100_000, 300, 2400)
-    assert accuracy["part colours"] <= 0.70
-    assert accuracy["grey pixels"] <= 0.65
-    for name in ("hair", "glasses", "background"):
-        assert abs(accuracy[name] - 0.5) < 0.03, name  # the recipe's 2 points plus noise

@@ -170,8 +170,14 @@ def _nose(p: Identity, n: Nuisance) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     base_y = p.nose_length + 4.0 - p.nose_drop * 0.5
     width = p.nose_width * (1 + 0.08 * max(n.smile, 0.0))
     half = np.array(
-        [p.nose_bridge, p.nose_bridge * 1.05, 0.55 * p.nose_bridge + 0.42 * width * 0.75]
-        + [0.86 * width, width, 0.8 * width]
+        [
+            p.nose_bridge,
+            1.05 * p.nose_bridge,
+            0.55 * p.nose_bridge + 0.315 * width,
+            0.86 * width,
+            width,
+            0.8 * width,
+        ]
     )
     top = -3.0
     y = top + (base_y - top) * _NOSE_V
@@ -233,10 +239,15 @@ def face_shape(p: Identity, n: Nuisance, size: int) -> FaceShape:
         "brows": [[-p.eye_spacing, brow_y, 0.0], [p.eye_spacing, brow_y, 0.0]],
         "sockets": [[-p.eye_spacing * 0.8, -2.5, -3.0], [p.eye_spacing * 0.8, -2.5, -3.0]],
         "cheeks": [[-0.62 * p.cheek, cheek_y, -4.0], [0.62 * p.cheek, cheek_y, -4.0]],
-        "wings": [[-0.72 * p.nose_width, holes[0, 1] - 2.5, 5.0]]
-        + [[0.72 * p.nose_width, holes[0, 1] - 2.5, 5.0]],
+        "wings": [
+            [-0.72 * p.nose_width, holes[0, 1] - 2.5, 5.0],
+            [0.72 * p.nose_width, holes[0, 1] - 2.5, 5.0],
+        ],
         "chin": [0.0, chin_y - 8.0, 1.0],
-        "folds": [[-p.mouth_width - 3.5, mouth_y - 9.0, 0.0], [p.mouth_width + 3.5, mouth_y - 9, 0]],
+        "folds": [
+            [-p.mouth_width - 3.5, mouth_y - 9.0, 0.0],
+            [p.mouth_width + 3.5, mouth_y - 9, 0],
+        ],
         "neck": [0.0, 76.0, -26.0],
         "mole": [p.mole_x, p.mole_y, 0.0],
     }
@@ -267,7 +278,9 @@ def face_shape(p: Identity, n: Nuisance, size: int) -> FaceShape:
     turned = flat @ _rotation(n).T
     xy = turned[:, :2] / (1 - turned[:, 2:] / n.distance / 2)
     # The alignment's view of the face: five points, as found by a detector that errs a little.
-    left, right, lips = (xy[cuts[i] : cuts[i + 1]].reshape(*blocks[i].shape[:-1], 2) for i in (0, 1, 6))
+    left, right, lips = (
+        xy[cuts[i] : cuts[i + 1]].reshape(*blocks[i].shape[:-1], 2) for i in (0, 1, 6)
+    )
     tip = xy[cuts[14] - 1]
     eyes = (_lid_landmarks(left).mean(0), _lid_landmarks(right).mean(0))
     five = np.stack([*eyes, tip, lips[0, 0], lips[0, -1]])

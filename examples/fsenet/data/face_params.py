@@ -276,7 +276,12 @@ def draw_nuisance(
         neck=uniform(18.0, 29.0),
         glasses=happens(r.glasses),
         dark_lenses=happens(r.dark_lenses),
-        frame=(uniform(10.5, 15.5), uniform(6.5, 12.5), 0.25 + 1.1 * uniform(0.0, 1.0) ** 2, g.random()),
+        frame=(
+            uniform(10.5, 15.5),
+            uniform(6.5, 12.5),
+            0.25 + 1.1 * uniform(0.0, 1.0) ** 2,
+            g.random(),
+        ),
         frame_colour=colour(0.0, 0.5) if happens(0.8) else colour(0.3, 1.0),
         hat=happens(r.hat),
         occluder=occluder,

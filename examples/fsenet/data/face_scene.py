@@ -11,9 +11,11 @@ import math
 
 import numpy as np
 
+from .face_canvas import Canvas, clip, coverage, over
 from .face_geometry import FaceShape
 from .face_params import Identity, Nuisance
-from .face_render import BACKGROUND, HAIR, SKIN, Canvas, clip, coverage, head_distance, over, skin_colour
+from .face_render import BACKGROUND, HAIR, SKIN, head_distance
+from .face_skin import skin_colour
 from .face_texture import noise, strands
 
 
@@ -123,7 +125,9 @@ class Hair:
         lit = n.ambient + (1 - n.ambient) * clip(
             0.75 + 0.5 * (u * n.light[0] + clip(up, -1, 0.3) * n.light[1]), 0.15, 1.4
         )
-        value = lit * clip(1 + (0.14 + 0.22 * n.hair_shine) * texture + 0.25 * rough * n.hair_curl, 0.2, 3)
+        value = lit * clip(
+            1 + (0.14 + 0.22 * n.hair_shine) * texture + 0.25 * rough * n.hair_curl, 0.2, 3
+        )
         gains = (n.ambient * n.fill_gains + (1 - n.ambient) * n.light_gains)[:, None, None]
         self.colour = n.hair_colour[:, None, None] * value
         self.colour += (n.hair_shine * (0.3 * n.hair_colour + 0.035))[:, None, None] * shine * lit
@@ -146,9 +150,7 @@ def bank_row(rng: np.random.Generator, size: int) -> np.ndarray:
     return noise(rng, size, 2)[0]
 
 
-def paint_glasses(
-    n: Nuisance, shape: FaceShape, canvas: Canvas, rng: np.random.Generator
-) -> None:
+def paint_glasses(n: Nuisance, shape: FaceShape, canvas: Canvas, rng: np.random.Generator) -> None:
     """A frame round each eye, a bridge, arms; lenses clear with a reflection, or dark."""
     k = shape.scale
     half_w, half_h, thick, square = n.frame

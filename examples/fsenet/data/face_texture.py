@@ -27,9 +27,7 @@ def bank(sigma_x: float, sigma_y: float) -> np.ndarray:
     """Unit-variance Gaussian noise [512, 512], smooth over the sigmas in pixels, tileable."""
     rng = np.random.default_rng([int(8 * sigma_x), int(8 * sigma_y)])
     f = np.fft.fftfreq(_BANK)
-    gain = np.exp(
-        -2 * np.pi**2 * ((sigma_y * f[:, None]) ** 2 + (sigma_x * f[None, :]) ** 2)
-    )
+    gain = np.exp(-2 * np.pi**2 * ((sigma_y * f[:, None]) ** 2 + (sigma_x * f[None, :]) ** 2))
     field = np.fft.ifft2(np.fft.fft2(rng.standard_normal((_BANK, _BANK))) * gain).real
     return ((field - field.mean()) / field.std()).astype(np.float32)
 

@@ -40,9 +40,10 @@ if not __package__:  # run as a script: make the siblings importable
     __package__ = "data"
 
 from .face_camera import develop
+from .face_canvas import Canvas
 from .face_geometry import face_shape
 from .face_params import Identity, Nuisance, NuisanceRanges, draw_identity, draw_nuisance
-from .face_render import Canvas, paint_face
+from .face_render import paint_face
 from .face_scene import (
     Hair,
     paint_background,
@@ -52,10 +53,12 @@ from .face_scene import (
     paint_occluder,
 )
 
-_FLIP68 = np.array(
-    [*range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31]
-    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
-    + [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]
+_FLIP68 = np.concatenate(
+    [
+        [*range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31],
+        [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40],
+        [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65],
+    ]
 )
 _FLIP_LABELS = np.array([0, 1, 3, 2, 5, 4, 6, 7, 8, 9, 10], np.uint8)
 
@@ -142,8 +145,7 @@ def render_many(
 ) -> Face:
     """Render picture `samples[i]` of person `identities[i]` for all i, stacked in one `Face`."""
     faces = [
-        render(seed, int(i), int(j), size, ranges)
-        for i, j in zip(identities, samples, strict=True)
+        render(seed, int(i), int(j), size, ranges) for i, j in zip(identities, samples, strict=True)
     ]
     names = ("image", "labels", "points5", "points68", "glasses")
     return Face(*(np.stack([getattr(f, name) for f in faces]) for name in names))
