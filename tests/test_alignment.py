@@ -179,9 +179,9 @@ def test_lfw():
     """The aligned faces come from their originals, up to resampling and JPEG noise.
 
     Measured over the 100 pictures, in grey levels of 255: bicubic 2.05 (the worst picture 2.78),
-    bilinear 2.26; with integer pixel centres 2.25 and 2.41. Saving a face as JPEG of the same quality (88) alone moves it
-    by 1.8, and fitting every matrix anew by gradient gains less than 0.01: the geometry is that of
-    the files, which were drawn with a sharper cubic.
+    bilinear 2.26; with integer pixel centres 2.25 and 2.41. Saving a face as JPEG of the same
+    quality (88) alone moves it by 1.8, and fitting every matrix anew by gradient gains less than
+    0.01: the geometry is that of the files, which were drawn with a sharper cubic.
     """
     image = pytest.importorskip("PIL.Image")
     originals, faces = DATA / "lfw250_sample.zip", DATA / "lfw112.zip"
