@@ -1,4 +1,4 @@
-"""Part vectors to a descriptor of parts and of the structure between them (FSENet, section 3.4)."""
+"""Part vectors to a descriptor of the parts and of the structure between them."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,7 +37,7 @@ def structure_correlation(
             in eager mode on a CPU).
         TypeError: the parts are not floating point.
 
-    Source: FSENet, section 3.4; its D (eq. 7) is read as distance, its A as cosine.
+    Source: FSENet; its D_i is read as Euclidean distance, its A_i ("angle") as cosine.
     """
     check_implementation(implementation, "structure_correlation")
     _check_inputs(parts, visibility)

@@ -1,4 +1,4 @@
-"""Feature map and part maps to one vector a part (FSENet, section 3.3 and 4.7.4)."""
+"""Feature map and part maps to one vector a part (FSENet, eq. 6 and section 4.7.4)."""
 
 from typing import Literal, NamedTuple
 
@@ -73,7 +73,7 @@ def part_mask_pool(
             that are not finite (checked in eager mode on a CPU, as far as they reach a part).
         TypeError: features or maps are not floating point.
 
-    Source: FSENet, section 3.3 (eq. 6) and 4.7.4 (sum, mean and max "under the masked area").
+    Source: FSENet, eq. 6 and section 4.7.4 (sum, mean and max "under the masked area").
     """
     check_implementation(implementation, "part_mask_pool")
     _check_mode(mode)
