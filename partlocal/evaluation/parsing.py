@@ -57,7 +57,7 @@ class ParsingScore:
         predicted: Shaped[np.ndarray, "*pixels"],
         target: Shaped[np.ndarray, "*pixels"],
         ignore_index: int = 255,
-        merge: Shaped[np.ndarray, "n m"] | None = None,
+        merge: Any = None,
     ) -> None:
         """Add pictures.
 
@@ -65,9 +65,9 @@ class ParsingScore:
             predicted: label indices.
             target: the true label indices, of the same shape.
             ignore_index: pixels with this target are skipped.
-            merge: where the prediction has m labels of its own, the matrix that takes them to
-                these n, one 1 a column: `HELEN.remap(coarse).numpy()` scores a Helen parser on
-                maps of a coarser set.
+            merge: where the prediction has m labels of its own, the matrix `n m` (array or tensor
+                on the CPU) that takes them to these n, one 1 a column: `HELEN.remap(coarse)`
+                scores a Helen parser on maps of a coarser set.
 
         Raises:
             ValueError: shapes differ, values are no indices of labels, or `merge` is no such
@@ -90,9 +90,7 @@ class ParsingScore:
         cells = target.astype(np.int64) * count + predicted.astype(np.int64)
         self.confusion += np.bincount(cells, minlength=count**2).reshape(count, count)
 
-    def merge(
-        self, matrix: Shaped[np.ndarray, "m n"], labels: Any, background: str = "background"
-    ) -> "ParsingScore":
+    def merge(self, matrix: Any, labels: Any, background: str = "background") -> "ParsingScore":
         """Return the score over coarser labels: what was confused within a group is now right.
 
         >>> score = ParsingScore(["background", "left_eye", "right_eye"])
@@ -101,7 +99,8 @@ class ParsingScore:
         {'background': 1.0, 'eyes': 1.0}
 
         Args:
-            matrix: takes the n labels to m groups, one 1 a column, as `LabelSet.remap` returns.
+            matrix: `m n`, takes the n labels to m groups, one 1 a column, as `LabelSet.remap`
+                returns it.
             labels: the m groups, as for the constructor.
             background: the group that `mean_f1` leaves out.
 
@@ -170,7 +169,7 @@ class ParsingScore:
         return [self.labels.index(name) for name in names]
 
     @staticmethod
-    def _check_merge(matrix: np.ndarray, rows: int, columns: int | None = None) -> np.ndarray:
+    def _check_merge(matrix: Any, rows: int, columns: int | None = None) -> np.ndarray:
         matrix = np.asarray(matrix)
         if matrix.ndim != 2 or len(matrix) != rows or columns not in (None, matrix.shape[1]):
             expected = f"[{rows}, {'m' if columns is None else columns}]"

@@ -109,6 +109,13 @@ def test_helen():
     score.update(np.array([4, 5, 7, 1, 0]), np.array([5, 5, 9, 10, 6]))
     assert score.overall_f1 == pytest.approx(2 * 3 / 7)
 
+    coarse = labels.LabelSet("coarse", ("background", "skin", "eyes", "mouth"))
+    merged = ParsingScore(coarse)
+    merged.update(
+        np.array([4, 5, 7, 1, 10]), np.array([2, 2, 3, 2, 0]), merge=labels.HELEN.remap(coarse)
+    )
+    assert merged.f1 == pytest.approx({"background": 1, "skin": 0, "eyes": 4 / 5, "mouth": 1})
+
 
 def test_errors():
     score = ParsingScore(FACE)
