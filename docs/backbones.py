@@ -180,10 +180,10 @@ backbone.tap, backbone.map_size, backbone.feature_channels  # 2, (14, 14), 128
 ## Models that work at {IMAGE_SIZE}
 
 Maps are written as tap: **side / stride / channels**, all measured in a forward pass, the \
-default one in bold; an index range stands for taps of the same shape. Strides are pixels a cell \
-at {IMAGE_SIZE} and differ from the nominal ones where a model rounds. "img_size" says that the \
-model was built for {IMAGE_SIZE} pixels, which `Backbone` does by itself where timm allows it; \
-such a model takes that size alone unless timm says otherwise.
+default one in bold; an index range stands for taps of the same shape (its last is \
+the one chosen). Strides are pixels a cell at {IMAGE_SIZE} and differ from the nominal ones \
+where a model rounds. "img_size" says that the model was built for {IMAGE_SIZE} pixels, which \
+`Backbone` does by itself where timm allows it; most models so built take that size alone.
 
 | module | model | img_size | tap: side / stride / channels | global width |
 |---|---|---|---|---|

@@ -92,9 +92,10 @@ class Backbone(nn.Module):
         if tap is not None and map_size is not None:
             raise ValueError(f"pass tap or map_size, not both; got tap={tap}, map_size={map_size}")
         self.image_size = _pair("image_size", image_size)
-        wanted: tuple[float, float] = (self.image_size[0] / 4, self.image_size[1] / 4)
+        wanted = (self.image_size[0] / 4, self.image_size[1] / 4)
         if map_size is not None:
-            wanted = _pair("map_size", map_size)
+            height, width = _pair("map_size", map_size)
+            wanted = (float(height), float(width))
         if isinstance(model, str):
             model, probed, used = build(model, self.image_size, pretrained, dict(args or {}))
             self._args: dict[str, Any] | None = used
