@@ -33,7 +33,7 @@ class HubModule(nn.Module, ModelHubMixin):
         """Build a module with fresh weights from what `config()` returned."""
         raise NotImplementedError(f"{cls.__name__} does not define from_config()")
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write config.json and model.safetensors; nothing is half written when it fails."""
         self.config()  # before the folder is touched: a module that cannot be rebuilt refuses here
         return super().save_pretrained(save_directory, **kwargs)
@@ -48,7 +48,7 @@ class HubModule(nn.Module, ModelHubMixin):
                 os.replace(Path(scratch) / name, save_directory / name)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]  # noqa: PLR0913
+    def _from_pretrained(
         cls: type[T],
         *,
         model_id: str,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Num
@@ -14,8 +14,11 @@ from partlocal.correlation import StructureCorrelation
 from partlocal.hub import HubModule
 from partlocal.kernels import Implementation
 from partlocal.parsing import LogitsAdapter, ParsingNet
-from partlocal.part_maps import PartMaps
-from partlocal.pooling import PartMaskPool
+from partlocal.part_maps import Activation, Norm, NormOver, PartMaps
+from partlocal.pooling import Mode, PartMaskPool
+from partlocal.resize import Downsample
+
+BranchNorm = Literal["batch"]
 
 
 class LocalFeatures(NamedTuple):
@@ -55,14 +58,14 @@ class LocalOptions:
         branch_norm: `"batch"`, or None for the paper to the letter, as in `LocalBranch`.
     """
 
-    activation: str | None = "softmax"
-    map_norm: str | None = "l2"
-    norm_over: str = "labels"
-    downsample: str = "max"
-    pool: str = "sum"
+    activation: Activation | None = "softmax"
+    map_norm: Norm | None = "l2"
+    norm_over: NormOver = "labels"
+    downsample: Downsample = "max"
+    pool: Mode = "sum"
     normalize: bool = True
     min_visibility: float = 0.0
-    branch_norm: str | None = "batch"
+    branch_norm: BranchNorm | None = "batch"
 
 
 class LocalBranch(nn.Module):
@@ -87,13 +90,13 @@ class LocalBranch(nn.Module):
     Source: FSENet, 3.4 to 3.6, equations 6 to 8.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         channels: int,
         num_parts: int,
         *,
         part_dim: int | None = None,
-        norm: str | None = "batch",
+        norm: BranchNorm | None = "batch",
         pool: PartMaskPool | None = None,
         correlation: StructureCorrelation | None = None,
         device: torch.device | str | None = None,

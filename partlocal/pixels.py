@@ -30,9 +30,7 @@ class Pixels(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, mean: Sequence[float], std: Sequence[float], input: str = "pixels"
-    ) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], input: str = "pixels") -> None:
         super().__init__()
         if input not in ("pixels", "normalized"):
             raise ValueError(f"input must be 'pixels' or 'normalized'; got {input!r}")

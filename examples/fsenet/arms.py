@@ -4,15 +4,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from data.faces import TestSet
 from describe import Described
-from protocols.procedural import Pairs
+from protocols.pairs import Pairs
 from torch import Tensor
 
-from partlocal.evaluation.identification import rank_k
-from partlocal.evaluation.verification import (
+from partlocal.evaluation import (
     auc,
     auc_interval,
     paired_accuracy_test,
+    rank_k,
     tar_at_far,
     ten_fold_accuracy,
 )
@@ -56,7 +57,7 @@ def score_pairs(vectors: Tensor, pairs: Pairs) -> np.ndarray:
 
 
 def measure(
-    arms: dict[str, Tensor], pairs: Pairs
+    arms: dict[str, Tensor], test: TestSet
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], dict[str, np.ndarray]]:
     """Return the numbers of each arm, paired tests between arms, and the scores of each.
 
@@ -64,7 +65,7 @@ def measure(
     is that of a share of independent pairs. Identification enrols the first picture of everybody
     and looks for all others.
     """
-    numbers, correct, scores = {}, {}, {}
+    numbers, correct, scores, pairs = {}, {}, {}, test.pairs
     enrolled = np.unique(pairs.identities, return_index=True)[1]
     probes = np.setdiff1d(np.arange(len(pairs.identities)), enrolled)
     for name, vectors in arms.items():
@@ -87,6 +88,12 @@ def measure(
                 1,
             ),
         }
+        if test.lfw is not None and "test_folds" in test.flags:
+            found = test.lfw.evaluate_held_out(
+                test.names, vectors.numpy(), test.flags["test_folds"]
+            )
+            for name_of_all in ("auc_all_pairs", "auc_all_pairs_interval95", "all_pairs"):
+                numbers[name][name_of_all] = found[name_of_all]
     tests = [
         {"a": a, "b": b, **paired_accuracy_test(correct[a], correct[b])._asdict()}
         for a, b in COMPARISONS

@@ -12,8 +12,6 @@ from tqdm import tqdm
 
 from partlocal import PartLocalNet
 
-CONTROLS = ("mean maps", "another person's maps", "uniform maps")
-
 
 @dataclass(frozen=True)
 class Described:
@@ -62,12 +60,13 @@ def describe(
         views = [_global_only(net, images, mirror, place, batch_size) for mirror in (False, True)]
         return Described(F.normalize(torch.cat(views, 1), dim=1), None, {}, 0.0)
 
+    parts = net.parser.labels.select(*net.parts)
     maps = [_parse(net, images, mirror, place, batch_size) for mirror in (False, True)]
     halves: dict[str, list[Tensor]] = {}
     for mirror, own in zip((False, True), maps, strict=True):
         variants = {"own": own}
         if strangers is not None and mean_maps is not None:
-            mean = net.part_maps.parts.flip(mean_maps) if mirror else mean_maps
+            mean = parts.flip(mean_maps) if mirror else mean_maps
             variants["mean maps"] = mean.to(own).expand_as(own)
             variants["another person's maps"] = own[strangers]
             variants["uniform maps"] = torch.ones_like(own[:1]).expand_as(own)
@@ -100,18 +99,15 @@ def _global_only(
     return torch.cat(pieces).float().cpu()
 
 
-def _parse(
-    net: PartLocalNet, images: Tensor, mirror: bool, place: Workplace, size: int
-) -> Tensor:
+def _parse(net: PartLocalNet, images: Tensor, mirror: bool, place: Workplace, size: int) -> Tensor:
     with place.autocast():
         pieces = [
-            net.parse(view(images, s, mirror, place))[0]
-            for s in slices(len(images), size, "parse")
+            net.parse(view(images, s, mirror, place))[0] for s in slices(len(images), size, "parse")
         ]
     return torch.cat(pieces).float().cpu()
 
 
-def _describe_view(  # noqa: PLR0913
+def _describe_view(
     net: PartLocalNet,
     images: Tensor,
     mirror: bool,

@@ -11,21 +11,22 @@ are evaluated as published; only for networks that were not trained on people of
 
 import json
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
 import numpy as np
 import torch
 import tyro
 from arms import measure
-from data.faces import TEST_FROM, draw_faces, picture_data, procedural_pairs
+from data.faces import TEST_FROM, TestSet, draw_faces, drawn_test_set, lfw_test_set
 from describe import describe
 from fit import Workplace
+from machine import versions, write_json
 from model import load_network
-from protocols.procedural import Pairs
-from run_folder import versions
+from protocols.lfw import LfwProtocol
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,30 +60,73 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Describe the pictures, score the pairs, write the numbers."""
-    images, names, pairs, protocol = load_protocol(arguments)
+    test = load_test_set(arguments)
     if arguments.checkpoint.suffix == ".npz":
-        vectors = {"embeddings": read_embeddings(arguments.checkpoint, names)}
+        vectors = {"embeddings": read_embeddings(arguments.checkpoint, test.names)}
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         place = Workplace(Path(), device, arguments.precision)
         net = load_network(arguments.checkpoint).to(device)
-        described = describe(net, images(), place)
+        described = describe(net, test.images, place)
         vectors = {"global half": described.global_half}
         if described.local_half is not None:
             vectors["local half"] = described.local_half
             vectors["both"] = described.join(described.local_half)
-    numbers, _, _ = measure(vectors, pairs)
-    text = json.dumps(
-        {
-            "checkpoint": str(arguments.checkpoint),
-            "protocol": {**protocol, "test_time": "original and mirrored, concatenated, L2"},
-            "precision": arguments.precision,
-            "versions": versions(),
-            "arms": numbers,
-        },
-        indent=2,
-    )
+    result = {
+        "checkpoint": str(arguments.checkpoint),
+        "protocol": {**test.flags, "similarity": "cosine"},
+        "test_time": "original and mirrored concatenated, then L2",
+        "precision": arguments.precision,
+        "versions": versions(),
+        "arms": measure(vectors, test)[0],
+    }
     if arguments.output is None:
-        print(text)
+        print(json.dumps(result, indent=2))
     else:
-        arguments.output.write_text(text + "\n")
+        write_json(result, arguments.output)
+
+
+def load_test_set(arguments: Arguments) -> TestSet:
+    """Draw or read the pictures of the protocol."""
+    if arguments.protocol == "procedural":
+        people = range(TEST_FROM, TEST_FROM + arguments.identities)
+        faces = draw_faces(arguments.seed, people, arguments.samples)
+        return drawn_test_set(faces, arguments.seed)
+    if arguments.faces is None:
+        raise ValueError("--protocol lfw needs --faces: LFW as a folder or zip with its lists")
+    protocol = LfwProtocol.read(arguments.faces)
+    folds = range(10) if arguments.all_folds else (8, 9)
+    return lfw_test_set(arguments.faces, protocol, folds)
+
+
+def read_embeddings(path: Path, names: tuple[str, ...]) -> Tensor:
+    """Return the unit embeddings of the named pictures, in their order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no .npz with `embeddings` and `names`, or a picture has none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found, embeddings = arrays["names"], arrays["embeddings"]
+    except (KeyError, zipfile.BadZipFile, ValueError) as error:
+        raise ValueError(f"{path} holds no arrays 'embeddings' and 'names' ({error})") from None
+    row = {str(name): number for number, name in enumerate(found)}
+    missing = [name for name in names if name not in row]
+    if embeddings.ndim != 2 or len(found) != len(embeddings) or missing:
+        raise ValueError(
+            f"{path} must hold one embedding a picture, [n, d] with n = {len(found)} names; got "
+            f"{list(embeddings.shape)}, and {len(missing)} pictures of the protocol have none"
+            + (f", first {missing[0]}" if missing else "")
+        )
+    vectors = torch.from_numpy(embeddings[[row[name] for name in names]]).float()
+    if not torch.isfinite(vectors).all():
+        raise ValueError(f"{path} holds embeddings that are not finite")
+    return F.normalize(vectors, dim=1)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

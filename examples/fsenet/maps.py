@@ -14,7 +14,9 @@ from partlocal import PartLocalNet
 
 
 @torch.inference_mode()
-def cached_maps(net: PartLocalNet, images: Tensor, place: Workplace, batch_size: int = 100) -> Tensor:
+def cached_maps(
+    net: PartLocalNet, images: Tensor, place: Workplace, batch_size: int = 100
+) -> Tensor:
     """Return the part maps of `images`, float16 `n k h w`, from the cache when it has them.
 
     The cache's name is a hash of the parser's weights, of what is made of its logits, and of the

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from partlocal import ArcFace, ArcFaceHead, PartLocalNet
 from partlocal.backbone import Backbone
 from partlocal.hub import HubModule
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class Losses(NamedTuple):

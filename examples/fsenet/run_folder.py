@@ -1,19 +1,15 @@
-"""The folder that a run leaves, the machine it runs on, and what is written down of both."""
+"""The folder that a run leaves, and the processes that fill it."""
 
 import json
 import os
-import platform
-import resource
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from fit import Workplace
+from machine import computes_in_bf16, write_json
 from options import Options
 from torch import distributed
 
@@ -44,17 +40,19 @@ def open_folder(options: Options) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"{folder} cannot be written ({error.strerror}): pass another --output")
+        raise OSError(
+            f"{folder} cannot be written ({error.strerror}): pass another --output"
+        ) from None
     write_json(plain(options), written)
     return folder
 
 
 def open_workplace(options: Options) -> Workplace:
     """Join the other processes of `torchrun`, choose the device, open the folder."""
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if world > 1:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -68,54 +66,12 @@ def open_workplace(options: Options) -> Workplace:
     return Workplace(folder[0], device, precision, rank, world)
 
 
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster here than fp32; emulated it is slower."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        return False
-
-
-def versions() -> dict[str, str]:
-    """Return what a figure must be read with."""
-    try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    packages = {name: version(name) for name in ("partlocal", "torch", "timm", "numpy")}
-    return {**packages, "python": platform.python_version(), "commit": commit}
-
-
-def peak_memory_gb() -> float:
-    """Return the largest resident size of this process so far."""
-    unit = 1e9 if sys.platform == "darwin" else 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
 def plain(options: Options) -> dict[str, Any]:
     """Return what decides the result, as JSON holds it."""
     values = asdict(options)
     for where in ("output", "resume"):
         del values[where]
     return json.loads(json.dumps(values, default=str))
-
-
-def write_json(value: object, path: Path) -> None:
-    """Write a JSON file so that it is there as a whole or not at all."""
-    scratch = path.with_suffix(".tmp")
-    try:
-        scratch.write_text(json.dumps(value, indent=2) + "\n")
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _default_folder(options: Options) -> Path:

@@ -10,157 +10,144 @@ joined above 90 %, the global-only network between 80 and 97 %, the untrained on
 Everything a run leaves lies in one folder: network/, baseline/, metrics.json, report.html.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
-import numpy as np
 import torch
 from arms import arm_vectors, measure
 from data.augment import augment
-from data.batches import StepSampler, generator, load_batches
-from data.faces import DrawnFaces, FaceData, draw_faces, picture_data, procedural_data
+from data.batches import BatchPlan, load_batches
+from data.faces import TEST_FROM, DrawnFaces, TrainingSet, draw_faces, drawn_sets, picture_sets
 from data.shortcuts import shortcut_accuracies
-from describe import Described, describe
+from describe import describe
 from energy import energy_shares
 from fit import Fitted, Schedule, Workplace, fit
+from machine import peak_memory_gb, versions
 from maps import cached_maps
 from model import GlobalNet, TrainedFSENet, TrainedGlobalNet
 from options import Options, parse_options
-from protocols.procedural import strangers
+from protocols.pairs import strangers
 from report import write_report
-from run_folder import open_workplace, peak_memory_gb, plain, versions, write_json
+from results import print_results, write_results
+from run_folder import open_workplace, plain
 from showcase import show_faces
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
+from torch.utils.data import TensorDataset
 from train_parser import score_parser, score_parsing_set, train_parser
 
 from partlocal import HELEN, ParsingNet, PartLocalNet
 from partlocal.backbone import Backbone
 from partlocal.labels import FSENET_PARTS
 
-TEST_FROM = 1_000_000  # drawn identities from here on are never trained on
+
+class Laps(dict[str, float]):
+    """Seconds of each part of a run."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+
+    def end(self, name: str) -> None:
+        """Note the time since the last lap."""
+        now = time.monotonic()
+        self[name], self.began = round(now - self.began, 1), now
 
 
 def main(options: Options, place: Workplace) -> None:
     """Run the three stages and write what they leave."""
-    seconds: dict[str, float] = {}
-    began = time.monotonic()
-
-    def lap(name: str) -> None:
-        nonlocal began
-        seconds[name] = round(time.monotonic() - began, 1)
-        began = time.monotonic()
-
+    laps, stages = Laps(), dict[str, Fitted]()
     others = range(TEST_FROM, TEST_FROM + options.test_identities)
-    test_faces = draw_faces(options.seed, others, options.test_samples, "drawing")
-    train_faces = None
+    drawn_test = draw_faces(options.seed, others, options.test_samples)
+    drawn = None
     if options.faces is None or options.parser == "train":
-        people = range(options.identities)
-        train_faces = draw_faces(options.seed, people, options.samples, "drawing")
-    data = load_data(options, train_faces, test_faces)
-    lap("data")
+        drawn = draw_faces(options.seed, range(options.identities), options.samples)
+    if options.faces is None:
+        train, test = drawn_sets(drawn, drawn_test, options.seed)
+    else:
+        train, test = picture_sets(options.faces, options.seed)
+    laps.end("data")
 
     # Stage 1: the parser, which from here on is fixed (3.2).
-    stages: dict[str, Fitted] = {}
-    if options.parser == "pretrained":
-        parser = ParsingNet.pretrained().freeze()
-    else:
-        assert train_faces is not None
-        parser = build_parser(options)
-        stages["parser"] = train_parser(parser, train_faces, options, place)
-    parser.to(place.device)
-    parser_scores = score_parser(parser, test_faces.images[:600], test_faces.labels[:600], place)
-    if options.parsing is not None:
-        parser_scores["fasseg"] = score_parsing_set(parser, options.parsing, place)
-    lap("parser")
+    parser, parser_scores = parse(options, drawn, drawn_test, stages, place)
+    laps.end("parser")
 
     # Stage 2: FSENet, and alone the backbone that it has.
-    net = build_network(options, parser, place)
-    untrained = describe(net, data.test_images, place)
-    somebody = strangers(data.pairs.identities, options.seed)
-    energy = {"at initialisation": measure_energy(net, data, somebody, place)}
-    maps = cached_maps(net, data.images, place) if data.images is not None else None
+    net, baseline = build_networks(options, parser, place)
+    somebody = torch.from_numpy(strangers(test.pairs.identities, options.seed))
+    untrained = describe(net, test.images, place)
+    energy = {"at initialisation": energy_shares(net, test.images, somebody, place)}
+    maps = None if train.images is None else cached_maps(net, train.images, place)
+    how = (train.num_identities, options.margin, options.scale)
     torch.manual_seed(options.seed)
-    joint = TrainedFSENet(
-        net, data.num_identities, options.margin, options.scale, options.local_loss_weight
-    )
-    stages["joint"] = recognise("joint", joint, data, maps, options, place)
-    lap("joint")
-    baseline = build_baseline(options, place)
+    joint = TrainedFSENet(net, *how, options.local_loss_weight)
+    stages["joint"] = recognise("joint", joint, train, maps, options, place)
+    laps.end("joint")
     torch.manual_seed(options.seed)
-    alone = TrainedGlobalNet(baseline, data.num_identities, options.margin, options.scale)
-    stages["global"] = recognise("global", alone, data, None, options, place)
-    lap("global")
-
-    # Stage 3: what the parts add, and whether it is the parts that add it.
+    alone = TrainedGlobalNet(baseline, *how)
+    stages["global"] = recognise("global", alone, train, None, options, place)
+    laps.end("global")
     if place.rank > 0:
         return
+
+    # Stage 3: what the parts add, and whether it is the parts that add it.
     mean_maps = None if maps is None else maps.float().mean(0)
-    described = describe(
-        net, data.test_images, place, mean_maps=mean_maps, strangers=torch.from_numpy(somebody)
-    )
-    arms = arm_vectors(described, describe(baseline, data.test_images, place), untrained)
-    numbers, tests, scores = measure(arms, data.pairs)
-    energy["after training"] = measure_energy(net, data, somebody, place)
-    shortcuts = {}
-    if options.faces is None:
-        shortcuts = shortcut_accuracies(options.seed, TEST_FROM)
-    lap("evaluation")
+    described = describe(net, test.images, place, mean_maps=mean_maps, strangers=somebody)
+    arms = arm_vectors(described, describe(baseline, test.images, place), untrained)
+    numbers, tests, scores = measure(arms, test)
+    energy["after training"] = energy_shares(net, test.images, somebody, place)
+    shortcuts = shortcut_accuracies(drawn_test, test.pairs) if options.faces is None else {}
+    laps.end("evaluation")
 
     net.save_pretrained(place.folder / "network")
     baseline.save_pretrained(place.folder / "baseline")
-    with open(place.folder / "history.jsonl", "w") as file:
-        for fitted in stages.values():
-            file.writelines(json.dumps(row) + "\n" for row in fitted.history)
-    np.savez(
-        place.folder / "scores.npz",
-        same=data.pairs.same,
-        arm_names=np.array(list(scores)),
-        scores=np.stack(list(scores.values())).astype(np.float32),
-    )
-    np.savez(place.folder / "faces.npz", **show_faces(net, test_faces, place))
     metrics = {
-        "protocol": data.protocol,
+        "protocol": test.flags,
         "config": plain(options),
         "versions": versions(),
         "precision": place.precision,
-        "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+        "seconds": {**laps, "total": round(sum(laps.values()), 1)},
         "peak_memory_gb": round(peak_memory_gb(), 2),
         "parser": parser_scores,
         "shortcuts": shortcuts,
         "arms": numbers,
         "paired_tests": tests,
         "energy": energy,
-        "training": {name: describe_stage(fitted, options) for name, fitted in stages.items()},
     }
-    write_json(metrics, place.folder / "metrics.json")
-    print_table(metrics)
+    faces = show_faces(net, drawn_test, place)
+    write_results(place.folder, metrics, stages, test.pairs.same, scores, faces)
+    print_results(metrics)
     print(f"report: {write_report(place.folder)}")
 
 
-def load_data(
-    options: Options, train_faces: DrawnFaces | None, test_faces: DrawnFaces
-) -> FaceData:
-    """Return the pictures and pairs of this run."""
-    if options.faces is not None:
-        return picture_data(options.faces, options.seed)
-    assert train_faces is not None
-    flags = {"seed": options.seed, "identities": options.test_identities, "from": TEST_FROM}
-    return procedural_data(train_faces, test_faces, options.seed, flags)
+def parse(
+    options: Options,
+    drawn: DrawnFaces | None,
+    drawn_test: DrawnFaces,
+    stages: dict[str, Fitted],
+    place: Workplace,
+) -> tuple[ParsingNet, dict[str, Any]]:
+    """Train the parser, or take the one that partlocal ships; freeze and score it."""
+    if options.parser == "pretrained":
+        parser = ParsingNet.pretrained()
+    else:
+        how = options.parser_options
+        torch.manual_seed(options.seed)
+        parser = ParsingNet(HELEN, how.width, how.num_stacks, grid=how.grid)
+        faces = TensorDataset(drawn.images, drawn.labels)
+        stages["parser"] = train_parser(parser, faces, how, options.seed, place)
+    parser.freeze().to(place.device)
+    scores = score_parser(parser, drawn_test.images[:600], drawn_test.labels[:600], place)
+    if options.parsing is not None:
+        scores["fasseg"] = score_parsing_set(parser, options.parsing, "frontal02-test", place)
+    return parser, scores
 
 
-def build_parser(options: Options) -> ParsingNet:
-    """Return a parser with fresh weights."""
-    torch.manual_seed(options.seed)
-    how = options.parser_options
-    return ParsingNet(HELEN, how.width, how.num_stacks, grid=how.grid)
-
-
-def build_network(options: Options, parser: ParsingNet, place: Workplace) -> PartLocalNet:
-    """Return FSENet with fresh weights, the same in the backbone as the baseline's."""
+def build_networks(
+    options: Options, parser: ParsingNet, place: Workplace
+) -> tuple[PartLocalNet, GlobalNet]:
+    """Return FSENet and the baseline; their backbones begin with the same weights."""
     torch.manual_seed(options.seed)
     net = PartLocalNet(
         Backbone(options.backbone, map_size=options.map_size),
@@ -169,20 +156,16 @@ def build_network(options: Options, parser: ParsingNet, place: Workplace) -> Par
         part_dim=options.part_dim,
         local_weight=options.local_weight,
     )
-    return net.to(place.device, memory_format=torch.channels_last)
-
-
-def build_baseline(options: Options, place: Workplace) -> GlobalNet:
-    """Return the global-only network with fresh weights."""
     torch.manual_seed(options.seed)
-    net = GlobalNet(Backbone(options.backbone, map_size=options.map_size))
-    return net.to(place.device, memory_format=torch.channels_last)
+    baseline = GlobalNet(Backbone(options.backbone, map_size=options.map_size))
+    as_cpus_like = {"device": place.device, "memory_format": torch.channels_last}
+    return net.to(**as_cpus_like), baseline.to(**as_cpus_like)
 
 
-def recognise(  # noqa: PLR0913
+def recognise(
     stage: str,
     module: TrainedFSENet | TrainedGlobalNet,
-    data: FaceData,
+    train: TrainingSet,
     maps: Tensor | None,
     options: Options,
     place: Workplace,
@@ -195,63 +178,23 @@ def recognise(  # noqa: PLR0913
         momentum=options.momentum,
         weight_decay=options.weight_decay,
     )
-    batch_size = options.batch_size // place.world
+    plan = BatchPlan(
+        options.batch_size // place.world,
+        options.steps,
+        options.seed,
+        place.rank,
+        place.world,
+        options.workers,
+    )
+    parts = HELEN.select(*FSENET_PARTS)
 
     def batches(first: int) -> Iterator[Sequence[Tensor | None]]:
-        sampler = StepSampler(
-            len(data.train),  # type: ignore[arg-type]
-            batch_size,
-            (first, options.steps),
-            options.seed,
-            place.rank,
-            place.world,
-        )
-        loaded = load_batches(data.train, sampler, options.workers)
-        for step, (images, identities, index) in enumerate(loaded, start=first):
-            rng = generator(options.seed, step, place.rank)
+        for rng, (images, identities, index) in load_batches(train.dataset, plan, first):
             own = None if maps is None else maps[index].float()
-            pixels, moved = augment(
-                images, own, HELEN.select(*FSENET_PARTS), options.augmentation, rng
-            )
+            pixels, moved = augment(images, own, parts, options.augmentation, rng)
             yield pixels.contiguous(memory_format=torch.channels_last), moved, identities
 
     return fit(stage, module, batches, Schedule(options.steps, options.rate, optimizer), place)
-
-
-def measure_energy(
-    net: PartLocalNet, data: FaceData, somebody: np.ndarray, place: Workplace
-) -> dict[str, dict[str, float]]:
-    """Return the shares of the local vector's energy on pictures that nobody trained on."""
-    return energy_shares(net, data.test_images, torch.from_numpy(somebody), place)
-
-
-def describe_stage(fitted: Fitted, options: Options) -> dict[str, float]:
-    """Return how fast a stage went and how long it waited for data."""
-    return {
-        "steps": fitted.steps,
-        "seconds": round(fitted.seconds, 1),
-        "steps_per_second": round(fitted.steps / max(fitted.seconds, 1e-9), 2),
-        "data_wait_share": round(fitted.wait_seconds / max(fitted.seconds, 1e-9), 4),
-    }
-
-
-def print_table(metrics: dict[str, Any]) -> None:
-    """Print what the run found."""
-    rows = {name: value["accuracy"] for name, value in metrics["shortcuts"].items()}
-    for name, accuracy in rows.items():
-        print(f"shortcut {name:<28} {100 * accuracy:6.2f} %")
-    parser = metrics["parser"]
-    print(f"parser   macro-F1 {parser['macro_f1']:.3f}  mIoU {parser['miou']:.3f}")
-    print(f"{'arm':<34} {'accuracy':>17} {'AUC':>7} {'rank 1':>8}")
-    for name, arm in metrics["arms"].items():
-        share = f"{100 * arm['accuracy']:.2f} ± {100 * arm['standard_error']:.2f} %"
-        print(f"{name:<34} {share:>17} {arm['auc']:7.4f} {100 * arm['rank_1']:7.2f}%")
-    for test in metrics["paired_tests"]:
-        print(
-            f"{test['a']} - {test['b']}: {100 * test['difference']:+.2f} "
-            f"± {100 * test['standard_error']:.2f} %, p = {test['p_value']:.2g}"
-        )
-    print(f"{metrics['seconds']['total']:.0f} s, {metrics['peak_memory_gb']:.1f} GB at the peak")
 
 
 if __name__ == "__main__":

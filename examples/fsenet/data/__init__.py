@@ -1,0 +1,1 @@
+"""Drawn faces, readers of pictures, and the batches that training sees."""

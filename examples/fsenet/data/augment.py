@@ -39,7 +39,11 @@ class Augmentation:
 
 
 def augment(
-    images: Tensor, maps: Tensor | None, names: LabelSet | Parts, how: Augmentation, rng: torch.Generator
+    images: Tensor,
+    maps: Tensor | None,
+    names: LabelSet | Parts,
+    how: Augmentation,
+    rng: torch.Generator,
 ) -> tuple[Tensor, Tensor | None]:
     """Change `images` (uint8, b 3 h w) and move `maps` alike; returns floats in [0, 1].
 

@@ -1,10 +1,32 @@
-"""Batches as a function of (seed, step): any step can be reached again, at any time, bit for bit."""
+"""Batches as a function of (seed, step): any step can be reached again, bit for bit."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which pictures each step sees.
+
+    Args:
+        batch_size: on each process.
+        steps: of the whole training.
+        seed: of the shuffles and of what is done at random to a batch.
+        rank: of this process among `world`.
+        world: number of processes, each of which sees its own share of every global batch.
+        workers: processes that decode pictures for this one.
+    """
+
+    batch_size: int
+    steps: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    workers: int = 0
 
 
 class StepSampler(Sampler[list[int]]):
@@ -12,42 +34,31 @@ class StepSampler(Sampler[list[int]]):
 
     Args:
         length: of the data set.
-        batch_size: on this rank.
-        steps: `(first, last)`; iteration begins at `first`, which is how a run is resumed.
-        seed: of the shuffles.
-        rank: of this process among `world`.
-        world: number of processes, each of which sees its own share of every global batch.
+        plan: sizes and seed.
+        first: the step to begin at, which is how a run is resumed.
     """
 
-    def __init__(  # noqa: PLR0913
-        self,
-        length: int,
-        batch_size: int,
-        steps: tuple[int, int],
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if length < batch_size * world:
+    def __init__(self, length: int, plan: BatchPlan, first: int = 0) -> None:
+        self.global_batch = plan.batch_size * plan.world
+        if length < self.global_batch:
             raise ValueError(
                 f"batch_size must be at most the number of pictures, {length}; "
-                f"got {batch_size} x {world} processes"
+                f"got {plan.batch_size} on each of {plan.world} processes"
             )
-        self.length, self.batch_size, self.steps = length, batch_size, steps
-        self.seed, self.rank, self.world = seed, rank, world
-        self.steps_per_epoch = length // (batch_size * world)
+        self.length, self.plan, self.first = length, plan, first
 
     def __len__(self) -> int:
-        return self.steps[1] - self.steps[0]
+        return self.plan.steps - self.first
 
     def __iter__(self) -> Iterator[list[int]]:
+        steps_per_epoch = self.length // self.global_batch
         epoch, order = -1, torch.empty(0, dtype=torch.long)
-        for step in range(*self.steps):
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = torch.randperm(self.length, generator=generator(self.seed, epoch))
-            first = (step % self.steps_per_epoch) * self.batch_size * self.world
-            share = order[first + self.rank : first + self.batch_size * self.world : self.world]
+        for step in range(self.first, self.plan.steps):
+            if step // steps_per_epoch != epoch:
+                epoch = step // steps_per_epoch
+                order = torch.randperm(self.length, generator=generator(self.plan.seed, epoch))
+            begin = (step % steps_per_epoch) * self.global_batch
+            share = order[begin + self.plan.rank : begin + self.global_batch : self.plan.world]
             yield share.tolist()
 
 
@@ -65,17 +76,16 @@ def generator(*key: int) -> torch.Generator:
 
 
 def load_batches(
-    dataset: Dataset[tuple[Tensor, ...]], sampler: StepSampler, workers: int = 0
-) -> Iterator[Sequence[Tensor]]:
-    """Iterate over the batches of `sampler`, decoded by `workers` processes."""
-    return iter(
-        DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            num_workers=workers,
-            # without one of its own the loader draws from the main generator, and a run that is
-            # resumed would not be the run that was not interrupted
-            generator=generator(sampler.seed, sampler.steps[0]),
-            persistent_workers=workers > 0,
-        )
+    dataset: Dataset[tuple[Tensor, ...]], plan: BatchPlan, first: int
+) -> Iterator[tuple[torch.Generator, Sequence[Tensor]]]:
+    """Yield the batch of each step from `first` on, with the generator for its augmentation."""
+    loader = DataLoader(
+        dataset,
+        batch_sampler=StepSampler(len(dataset), plan, first),  # type: ignore[arg-type]
+        num_workers=plan.workers,
+        # without one of its own the loader draws from the main generator, and a run that is
+        # resumed would not be the run that was not interrupted
+        generator=generator(plan.seed, first),
     )
+    for step, batch in enumerate(loader, start=first):
+        yield generator(plan.seed, step, plan.rank), batch

@@ -1,6 +1,7 @@
 """What a run trains and tests on: drawn faces, or pictures of a folder or zip."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from protocols.lfw import LfwProtocol
-from protocols.procedural import Pairs, draw_pairs
+from protocols.pairs import Pairs, draw_pairs
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
-from data.images import IdentityFolder, decode_all
+from data.images import IdentityFolder, Source, decode_all
 from data.procedural import ProceduralFaces
 
+TEST_FROM = 1_000_000  # drawn identities from here on are never trained on
 IN_MEMORY = 50_000  # pictures; at 112x112 that is 1.9 GB, and more are streamed
 
 
@@ -29,82 +31,114 @@ class DrawnFaces:
 
 
 @dataclass(frozen=True)
-class FaceData:
-    """One data set for training and one protocol for testing, without a person in common.
+class TestSet:
+    """Pictures of people that no training saw, and the pairs to verify.
 
     Args:
-        train: items (image uint8 3 h w, identity, index).
-        images: all training pictures `n 3 h w`, or None when they are streamed.
-        num_identities: in training.
-        test_images: uint8 `m 3 h w`.
-        pairs: of test pictures.
-        protocol: name, flags and hashes for metrics.json.
+        images: uint8 `m 3 h w`.
+        names: of the pictures.
+        pairs: of pictures.
+        flags: name, options and hashes of the protocol, for metrics.json.
+        lfw: LFW's lists, when these are its held-out folds: all pairs of pictures count there.
     """
 
-    train: Dataset[tuple[Tensor, ...]]
+    images: Tensor
+    names: tuple[str, ...]
+    pairs: Pairs
+    flags: dict[str, Any]
+    lfw: LfwProtocol | None = None
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Pictures to train on.
+
+    Args:
+        dataset: items (image uint8 3 h w, identity, index).
+        images: all of them `n 3 h w`, or None when they are streamed.
+        num_identities: people.
+    """
+
+    dataset: Dataset[tuple[Tensor, ...]]
     images: Tensor | None
     num_identities: int
-    test_images: Tensor
-    pairs: Pairs
-    protocol: dict[str, Any]
 
 
 def draw_faces(
-    seed: int, identities: range, samples: int, title: str, workers: int | None = None
+    seed: int, identities: range, samples: int, workers: int | None = None
 ) -> DrawnFaces:
     """Render `samples` pictures of each of `identities`, in order."""
     faces = ProceduralFaces(seed, len(identities), samples, first_identity=identities.start)
     workers = min(2, os.cpu_count() or 1) if workers is None else workers
-    loader = DataLoader(faces, batch_size=25, num_workers=workers)
-    pieces: list[dict[str, Tensor]] = []
-    with tqdm(total=len(faces), desc=title, unit="face", mininterval=1.0) as bar:
-        for batch in loader:
-            pieces.append({name: batch[name] for name in ("image", "labels")})
+    pieces = []
+    with tqdm(total=len(faces), desc="drawing", unit="face", mininterval=1.0) as bar:
+        for batch in DataLoader(faces, batch_size=25, num_workers=workers):
+            pieces.append((batch["image"], batch["labels"]))
             bar.update(len(batch["image"]))
-    return DrawnFaces(
-        torch.cat([piece["image"] for piece in pieces]),
-        torch.cat([piece["labels"] for piece in pieces]),
-        torch.arange(len(identities)).repeat_interleave(samples),
-    )
+    images, labels = (torch.cat(column) for column in zip(*pieces, strict=True))
+    return DrawnFaces(images, labels, torch.arange(len(identities)).repeat_interleave(samples))
 
 
-def procedural_data(train: DrawnFaces, test: DrawnFaces, seed: int, flags: dict[str, Any]) -> FaceData:
+def drawn_sets(train: DrawnFaces, test: DrawnFaces, seed: int) -> tuple[TrainingSet, TestSet]:
     """Train on some drawn people, verify others in ten folds."""
-    pairs = draw_pairs(test.identities.numpy(), pairs_per_fold=300, seed=seed)
-    return FaceData(
-        in_memory(train.images, train.identities),
-        train.images,
-        int(train.identities.max()) + 1,
-        test.images,
-        pairs,
-        {"name": "procedural", "folds": 10, "pairs": len(pairs.same), **flags},
-    )
+    return in_memory(train.images, train.identities), drawn_test_set(test, seed)
 
 
-def picture_data(path: Path, seed: int, min_images: int = 1, progress: bool = True) -> FaceData:
+def drawn_test_set(faces: DrawnFaces, seed: int) -> TestSet:
+    """Pair drawn people in ten folds of 300 pairs, or fewer where there are not as many."""
+    people = int(faces.identities.max()) + 1
+    samples = len(faces.identities) // people
+    genuine = people // 10 * samples * (samples - 1) // 2  # in the smallest fold
+    pairs = draw_pairs(faces.identities.numpy(), min(300, 2 * genuine), seed)
+    flags = {"name": "procedural", "seed": seed, "identities": people, "samples": samples}
+    names = tuple(f"{TEST_FROM + i // samples}/{i % samples}" for i in range(len(faces.images)))
+    return TestSet(faces.images, names, pairs, {**flags, "folds": 10, "pairs": len(pairs.same)})
+
+
+def picture_sets(path: Path, seed: int) -> tuple[TrainingSet, TestSet]:
     """Train on some people of a folder or zip and verify others.
 
     A set that brings LFW's lists is split by them: folds 0 to 7 and people of no fold train,
     folds 8 and 9 test. Of any other set a tenth of the people with two pictures or more test.
     """
-    if LfwProtocol.is_at(path):
-        protocol = LfwProtocol(path)
-        train = IdentityFolder(path, protocol.train_identities)
-        test = IdentityFolder(path, protocol.test_identities)
-        pairs, flags = protocol.pairs(test.paths), protocol.flags()
+    if "pairs.txt" in Source(path):
+        protocol = LfwProtocol.read(path)
+        test = lfw_test_set(path, protocol, (8, 9))
+        train = IdentityFolder(path, protocol.train_identities((8, 9)))
     else:
-        train, test, flags = _hold_out(path, seed)
-        pairs = draw_pairs(test.labels, pairs_per_fold=100, seed=seed)
-    images = decode_all(train, progress=progress) if len(train) <= IN_MEMORY else None
+        train, tested = _hold_out(path, seed)
+        pairs = draw_pairs(tested.labels, 60, seed)
+        flags = {"name": "held-out identities", "seed": seed, "folds": 10}
+        flags |= {"identities": len(tested.identities), "pairs": len(pairs.same)}
+        test = TestSet(decode_all(tested), tested.paths, pairs, flags)
     labels = torch.from_numpy(train.labels)
-    dataset = _Streamed(train) if images is None else in_memory(images, labels)
-    tested = decode_all(test, progress=progress)
-    return FaceData(dataset, images, len(train.identities), tested, pairs, flags)
+    if len(train) <= IN_MEMORY:
+        return in_memory(decode_all(train), labels), test
+    return TrainingSet(_Streamed(train), None, len(train.identities)), test
 
 
-def in_memory(images: Tensor, identities: Tensor) -> TensorDataset:
-    """Return a data set of (image, identity, index)."""
-    return TensorDataset(images, identities, torch.arange(len(images)))
+def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> TestSet:
+    """Return the pairs of some of LFW's folds, and all pictures of their people."""
+    paths = protocol.test_paths(folds)
+    pictures = IdentityFolder(path, {name.split("/")[0] for name in paths})
+    row = {name: number for number, name in enumerate(pictures.paths)}
+    index = protocol.held_out(folds)
+    pairs = Pairs(
+        np.array([row[protocol.first[i]] for i in index]),
+        np.array([row[protocol.second[i]] for i in index]),
+        protocol.same[index],
+        protocol.fold[index],
+        pictures.labels,
+    )
+    flags = {"name": "lfw", "test_folds": list(folds), "list_sha256": protocol.hashes}
+    flags |= {"pairs": len(index), "comparable_with_published": False}
+    return TestSet(decode_all(pictures), pictures.paths, pairs, flags, protocol)
+
+
+def in_memory(images: Tensor, identities: Tensor) -> TrainingSet:
+    """Return a training set of pictures that are there already."""
+    dataset = TensorDataset(images, identities, torch.arange(len(images)))
+    return TrainingSet(dataset, images, int(identities.max()) + 1)
 
 
 class _Streamed(Dataset[tuple[Tensor, ...]]):
@@ -121,17 +155,15 @@ class _Streamed(Dataset[tuple[Tensor, ...]]):
         return image, torch.tensor(identity), torch.tensor(index)
 
 
-def _hold_out(path: Path, seed: int) -> tuple[IdentityFolder, IdentityFolder, dict[str, Any]]:
+def _hold_out(path: Path, seed: int) -> tuple[IdentityFolder, IdentityFolder]:
     everybody = IdentityFolder(path)
     names = np.array(everybody.identities)
     several = names[np.bincount(everybody.labels, minlength=len(names)) >= 2]
-    count = max(40, len(several) // 10)
+    count = max(60, len(several) // 10)
     if len(several) < count or len(names) < 2 * count:
         raise ValueError(
             f"{path} has {len(names)} identities, {len(several)} of them with two pictures or "
             f"more: testing needs {count} of these, and as many others to train on"
         )
     tested = set(np.random.default_rng(seed).choice(several, count, replace=False).tolist())
-    flags = {"name": "held-out identities", "folds": 10, "identities": count, "seed": seed}
-    train = IdentityFolder(path, set(names.tolist()) - tested)
-    return train, IdentityFolder(path, tested), flags
+    return IdentityFolder(path, set(names.tolist()) - tested), IdentityFolder(path, tested)

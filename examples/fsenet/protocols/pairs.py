@@ -1,4 +1,4 @@
-"""Verification and identification on procedural faces: pairs in ten identity-disjoint folds."""
+"""Pairs to verify: drawn from any set of pictures with identities, or read from lists."""
 
 from dataclasses import dataclass
 

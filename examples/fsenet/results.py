@@ -1,0 +1,70 @@
+"""What a run found, as files for `report.py` and as a table for the terminal."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fit import Fitted
+from machine import write_json
+
+
+def write_results(
+    folder: Path,
+    metrics: dict[str, Any],
+    stages: dict[str, Fitted],
+    same: np.ndarray,
+    scores: dict[str, np.ndarray],
+    faces: dict[str, np.ndarray],
+) -> None:
+    """Write metrics.json, history.jsonl, scores.npz and faces.npz.
+
+    Args:
+        folder: of the run.
+        metrics: everything that is a number.
+        stages: the curves.
+        same: whether the pictures of a pair show one person, p.
+        scores: of each arm, p.
+        faces: what `show_faces` returns.
+    """
+    metrics = {**metrics, "training": {name: speed(stage) for name, stage in stages.items()}}
+    rows = [row for stage in stages.values() for row in stage.history]
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = np.stack(list(scores.values())).astype(np.float32)
+    np.savez(folder / "scores.npz", same=same, arm_names=np.array(list(scores)), scores=table)
+    np.savez(folder / "faces.npz", **faces)
+    write_json(metrics, folder / "metrics.json")
+
+
+def speed(stage: Fitted) -> dict[str, float]:
+    """Return how fast a stage went and which share of the time it waited for data."""
+    seconds = max(stage.seconds, 1e-9)
+    return {
+        "steps": stage.steps,
+        "seconds": round(stage.seconds, 1),
+        "steps_per_second": round(stage.steps / seconds, 2),
+        "data_wait_share": round(stage.wait_seconds / seconds, 4),
+    }
+
+
+def print_results(metrics: dict[str, Any]) -> None:
+    """Print the table of a run."""
+    for name, found in metrics["shortcuts"].items():
+        print(f"shortcut: {name:<24} {_percent(found['accuracy'], found['standard_error']):>17}")
+    parser = metrics["parser"]
+    print(f"parser: macro-F1 {parser['macro_f1']:.3f}, mIoU {parser['miou']:.3f}")
+    if "fasseg" in parser:
+        scores = ", ".join(f"{name} {f1:.2f}" for name, f1 in parser["fasseg"]["f1"].items())
+        print(f"parser on FASSEG: {scores}")
+    print(f"\n{'arm':<34} {'accuracy':>17} {'AUC':>7} {'rank 1':>8}")
+    for name, arm in metrics["arms"].items():
+        accuracy = _percent(arm["accuracy"], arm["standard_error"])
+        print(f"{name:<34} {accuracy:>17} {arm['auc']:7.4f} {100 * arm['rank_1']:6.1f} %")
+    for test in metrics["paired_tests"]:
+        difference = _percent(test["difference"], test["standard_error"], "+")
+        print(f"{test['a']} - {test['b']}: {difference}, p = {test['p_value']:.2g}")
+    print(f"\n{metrics['seconds']['total']:.0f} s, {metrics['peak_memory_gb']:.1f} GB at the peak")
+
+
+def _percent(share: float, error: float, sign: str = "") -> str:
+    return f"{100 * share:{sign}.2f} ± {100 * error:.2f} %"
