@@ -249,7 +249,11 @@ def face_shape(p: Identity, n: Nuisance, size: int) -> FaceShape:
             [p.mouth_width + 3.5, mouth_y - 9, 0],
         ],
         "neck": [0.0, 76.0, -26.0],
-        "mole": [p.mole_x, p.mole_y, 0.0],
+        "moles": [
+            [p.mole_left_x, p.mole_left_y, -4.0],
+            [p.mole_right_x, p.mole_right_y, -4.0],
+            [p.mole_middle_x, p.mole_middle_y, 0.0],
+        ],
     }
     iris_y = -0.35 * p.eye_upper + 0.35 * p.eye_lower + n.gaze[1]
     irises = np.array(

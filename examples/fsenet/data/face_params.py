@@ -33,13 +33,13 @@ class Identity:
     iris_radius: float = _between(2.9, 3.7)
     iris_tone: float = _between(0.0, 1.0)  # dark brown, brown, hazel, green, blue, grey
     brow_height: float = _between(8.0, 14.0)
-    brow_thickness: float = _between(0.9, 3.0)  # half
+    brow_thickness: float = _between(0.9, 3.3)  # half
     brow_length: float = _between(8.5, 14.0)  # half
     brow_shift: float = _between(-2.2, 2.0)
     brow_arch: float = _between(0.0, 3.6)
     brow_angle: float = _between(-11.0, 13.0)  # degrees, outer end up
     brow_taper: float = _between(0.1, 0.8)
-    brow_alpha: float = _between(0.45, 0.95)
+    brow_alpha: float = _between(0.6, 1.0)
     brow_tone: float = _between(0.0, 1.0)
     nose_length: float = _between(17.0, 26.0)  # eyes to tip
     nose_bridge: float = _between(2.6, 5.0)  # half width
@@ -66,13 +66,20 @@ class Identity:
     skin_tone: float = _between(0.0, 1.0)  # fair to dark
     skin_warmth: float = _between(-1.0, 1.0)
     cheek_red: float = _between(0.0, 1.0)
-    freckles: float = _between(-2.0, 1.0)  # none below zero
+    freckles: float = _between(-1.5, 0.8)  # none below zero
     folds: float = _between(0.0, 1.0)  # lines from nose to mouth
     eye_bags: float = _between(0.0, 1.0)
     relief: float = _between(0.7, 1.4)  # how strongly bones show
-    mole_x: float = _between(-26.0, 26.0)
-    mole_y: float = _between(-20.0, 48.0)
-    mole_size: float = _between(-1.5, 1.4)  # none below zero
+    # Moles: on one cheek, the other cheek, the chin or forehead; none where the size is below 0.
+    mole_left_x: float = _between(-30.0, -8.0)
+    mole_left_y: float = _between(8.0, 42.0)
+    mole_left_size: float = _between(-1.2, 1.7)
+    mole_right_x: float = _between(8.0, 30.0)
+    mole_right_y: float = _between(8.0, 42.0)
+    mole_right_size: float = _between(-1.2, 1.7)
+    mole_middle_x: float = _between(-12.0, 12.0)
+    mole_middle_y: float = _between(-24.0, -15.0)
+    mole_middle_size: float = _between(-1.5, 1.7)
 
 
 @dataclass(frozen=True)
@@ -82,25 +89,50 @@ class NuisanceRanges:
     Deviations are those of normal draws, cut at 2.2; probabilities are per picture.
     """
 
-    yaw: float = 15.0  # degrees; recognition sets hold mostly half-frontal faces
-    pitch: float = 7.0
-    roll: float = 8.0  # only its side effects survive alignment
-    jitter: float = 0.8  # pixels of noise per alignment point: what detectors have
-    expression: float = 1.0  # scales mouth opening, smile, lids, brows
-    light: float = 1.0  # 0 even, 1 up to strongly one-sided: swamps grey pixels
-    light_colour: float = 0.22  # deviation of log gains: swamps skin tone and lip colour
-    exposure: float = 0.33  # deviation of log2... of the whole picture
-    make_up: float = 0.35  # probability of other lips and lids
-    stubble: float = 0.3  # probability of a beard or its shadow (labelled skin)
+    yaw: float = 9.0  # degrees; enough to move parts by pixels, few hidden
+    pitch: float = 4.0
+    roll: float = 6.0  # only its side effects survive alignment
+    jitter: float = 0.6  # pixels of noise per alignment point: what detectors have
+    expression: float = 0.6  # scales mouth opening, smile, lids, brows
+    light: float = 0.6  # 0 even, 1 up to strongly one-sided: swamps grey pixels
+    light_colour: float = 0.2  # deviation of log gains: swamps skin tone and lip colour
+    exposure: float = 0.22  # deviation of the log of the whole picture
+    make_up: float = 0.25  # probability of other lips and lids
+    stubble: float = 0.2  # probability of a beard or its shadow (labelled skin)
     bald: float = 0.06
-    glasses: float = 0.25
-    dark_lenses: float = 0.2  # of those
-    hat: float = 0.07
-    occluder: float = 0.14  # hand, mask, scarf, block
-    blur: float = 0.5  # probabilities of the camera's faults
-    noise: float = 0.6
-    low_resolution: float = 0.2
-    jpeg: float = 0.5
+    glasses: float = 0.2
+    dark_lenses: float = 0.15  # of those
+    hat: float = 0.04
+    occluder: float = 0.06  # hand, mask, scarf, block
+    grey: float = 0.03  # probabilities of the camera's faults
+    blur: float = 0.3
+    noise: float = 0.35
+    low_resolution: float = 0.08
+    jpeg: float = 0.4
+
+
+# For parsers: rarer poses, harsher light and cameras, so that real photographs lie within reach.
+WILD = NuisanceRanges(
+    yaw=15.0,
+    pitch=7.0,
+    roll=8.0,
+    jitter=1.2,
+    expression=1.0,
+    light=1.0,
+    light_colour=0.22,
+    exposure=0.33,
+    make_up=0.35,
+    stubble=0.3,
+    glasses=0.25,
+    dark_lenses=0.2,
+    hat=0.07,
+    occluder=0.14,
+    grey=0.07,
+    blur=0.5,
+    noise=0.6,
+    low_resolution=0.2,
+    jpeg=0.5,
+)
 
 
 @dataclass(frozen=True)
@@ -257,16 +289,16 @@ def draw_nuisance(
         fill_gains=fill,
         exposure=float(np.exp(normal(r.exposure))),
         contrast=uniform(0.8, 1.35),
-        saturation=uniform(0.6, 1.25) if happens(0.93) else 0.0,
+        saturation=0.0 if happens(r.grey) else uniform(0.6, 1.25),
         gloss=uniform(0.0, 0.35) ** 1.5,
         cast=(uniform(0.2, 0.6) if happens(0.2 * r.light) else 0.0, normal(30.0), normal(1.6)),
         bald=happens(r.bald),
         hair_colour=hair.astype(np.float32),
-        hair_height=uniform(10.0, 24.0) if fringe else uniform(22.0, 44.0),
+        hair_height=uniform(15.0, 26.0) if fringe else uniform(22.0, 44.0),
         hair_part=normal(14.0),
         hair_slope=(uniform(-0.35, 0.75), uniform(-0.35, 0.75)),
         hair_round=uniform(0.0, 0.012),
-        hair_jag=uniform(0.0, 5.0) if fringe else uniform(0.0, 2.0),
+        hair_jag=uniform(0.0, 4.0) if fringe else uniform(0.0, 2.0),
         hair_side=side,
         hair_lock=locks,
         hair_volume=(uniform(0.0, 0.3), uniform(0.0, 0.3) if long_hair else uniform(0.0, 0.16)),

@@ -167,7 +167,8 @@ def _brow(p: Identity, shape: FaceShape, face: Canvas, side: int, rng: np.random
     cover = coverage(inside)
     texture = noise(rng, face.size, 1)[box]
     soft = clip(inside / (1.5 * k) + 0.8, 0, 1) * clip(0.85 + 0.25 * texture, 0, 1)
-    face.paint(box, soft * p.brow_alpha, _BROW(p.brow_tone), None)
+    hair = np.minimum(_BROW(p.brow_tone), 0.4 * skin_colour(p))  # darker than any skin
+    face.paint(box, soft * p.brow_alpha, hair, None)
     face.labels[box][cover > 0.5] = BROWS[side]
 
 

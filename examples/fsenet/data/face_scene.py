@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from .face_canvas import Canvas, clip, coverage, over
-from .face_geometry import FaceShape
+from .face_geometry import FIVE_POINTS, FaceShape
 from .face_params import Identity, Nuisance
 from .face_render import BACKGROUND, HAIR, SKIN, head_distance
 from .face_skin import skin_colour
@@ -150,12 +150,14 @@ def bank_row(rng: np.random.Generator, size: int) -> np.ndarray:
     return noise(rng, size, 2)[0]
 
 
-def paint_glasses(n: Nuisance, shape: FaceShape, canvas: Canvas, rng: np.random.Generator) -> None:
+def paint_glasses(n: Nuisance, canvas: Canvas, rng: np.random.Generator) -> None:
     """A frame round each eye, a bridge, arms; lenses clear with a reflection, or dark."""
-    k = shape.scale
+    k = canvas.size / 112  # not the person's scale or eye distance: frames must not name them
     half_w, half_h, thick, square = n.frame
-    shift = rng.uniform(-1, 2.5) * k
-    centres = shape.points5[:2] + np.array([0, shift], np.float32)
+    middle = FIVE_POINTS[:2].mean(0) + n.jitter[0] + [0, rng.uniform(-1, 2.5)]
+    apart = rng.uniform(16.5, 19.0)
+    centres = (middle + np.array([[-apart, 0.0], [apart, 0.0]]) + 0.5) * k - 0.5
+    centres = centres.astype(np.float32)
     power = 2 + 4 * square
     s = canvas.axis
     gains = n.ambient * n.fill_gains + (1 - n.ambient) * n.light_gains

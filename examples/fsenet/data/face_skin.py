@@ -16,7 +16,7 @@ from .face_params import Identity, Nuisance
 from .face_texture import noise, palette
 
 _SKIN = palette(
-    [245, 213, 193], [229, 184, 156], [205, 154, 120], [168, 117, 84], [120, 80, 58], [78, 52, 42]
+    [245, 213, 193], [229, 184, 156], [205, 154, 120], [168, 117, 84], [132, 90, 66], [96, 65, 51]
 )
 
 
@@ -144,10 +144,11 @@ def skin_albedo(
         hair = n.hair_colour * 0.8 + 0.2 * tone * 0.3
         mask = clip(mask * (0.85 + 0.15 * noise(rng, size, 1)), 0, 1)
         skin += mask * (hair[:, None, None] - skin)
-    if p.mole_size > 0:
-        x, y = m["mole"]
-        r = p.mole_size * k
-        box = canvas.window(x - r - 2, y - r - 2, x + r + 2, y + r + 2)
-        d = np.hypot(s[box[1]] - x, s[box[0], None] - y)
-        skin[:, box[0], box[1]] *= 1 - 0.65 * coverage(r - d)
+    sizes = (p.mole_left_size, p.mole_right_size, p.mole_middle_size)
+    for (x, y), mole in zip(m["moles"], sizes, strict=True):
+        if mole > 0:
+            r = mole * k
+            box = canvas.window(x - r - 2, y - r - 2, x + r + 2, y + r + 2)
+            d = np.hypot(s[box[1]] - x, s[box[0], None] - y)
+            skin[:, box[0], box[1]] *= 1 - 0.65 * coverage(r - d)
     return skin

@@ -127,7 +127,7 @@ def render_face(person: Identity, seen: Nuisance, size: int, ranges: NuisanceRan
     if not seen.bald:
         hair.paint_front(canvas)
     if seen.glasses:
-        paint_glasses(seen, shape, canvas, rng)
+        paint_glasses(seen, canvas, rng)
     if seen.hat:
         paint_hat(shape, canvas, rng)
     if seen.occluder != "none":

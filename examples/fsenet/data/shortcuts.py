@@ -47,10 +47,14 @@ def glasses_features(face: Face) -> np.ndarray:
 
 
 def background_features(face: Face) -> np.ndarray:
-    """Mean and deviation of colour in the two upper corners and at the two lower edges."""
-    s = face.image.shape[0] // 7
-    patches = (face.image[:s, :s], face.image[:s, -s:], face.image[-s:, :s], face.image[-s:, -s:])
-    return np.concatenate([np.r_[p.mean((0, 1)), p.std((0, 1))] for p in patches])
+    """Mean and deviation of the background's colour in the two upper corners; NaN where none."""
+    s = face.image.shape[0] // 6
+    features = []
+    for columns in (slice(0, s), slice(-s, None)):
+        pixels = face.image[:s, columns][face.labels[:s, columns] == 0]
+        enough = len(pixels) >= 20
+        features.append(np.r_[pixels.mean(0), pixels.std(0)] if enough else np.full(6, np.nan))
+    return np.concatenate(features)
 
 
 def _masked(face: Face, mask: np.ndarray) -> np.ndarray:
