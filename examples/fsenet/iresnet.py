@@ -367,7 +367,7 @@ def iresnet10_small(pretrained: bool = False, **kwargs: Any) -> IResNet:
         pretrained,
         kwargs,
         depths=(1, 1, 1, 1),
-        widths=(16, 64, 128, 256),
+        widths=(16, 32, 64, 128),
         stem_stride=2,
         early_stride=True,
     )

@@ -10,6 +10,12 @@ from data.augment import Augmentation
 from train_parser import ParserOptions
 
 
+def small_parser() -> ParserOptions:
+    """Return a parser that two CPU cores train in two minutes."""
+    mild = Augmentation(shift=0.02, scale=0.05, rotation=4, brightness=0.2, contrast=0.2, grey=0.1)
+    return ParserOptions(width=32, num_stacks=1, steps=800, augmentation=mild)
+
+
 @dataclass(frozen=True)
 class Options:
     """Train FSENet and a global-only network alike, and compare them.
@@ -54,23 +60,23 @@ class Options:
     faces: Path | None = None
     parsing: Path | None = None
     parser: Literal["train", "pretrained"] = "train"
-    parser_options: ParserOptions = field(default_factory=ParserOptions)
-    identities: int = 300
-    samples: int = 20
+    parser_options: ParserOptions = field(default_factory=small_parser)
+    identities: int = 150
+    samples: int = 24
     test_identities: int = 200
     test_samples: int = 6
     backbone: str = "iresnet10_small"
     map_size: int = 28
     part_dim: int | None = None
-    steps: int = 280
-    batch_size: int = 128
+    steps: int = 1000
+    batch_size: int = 64
     lr: float = 0.1
     milestones: tuple[float, ...] = (0.25, 0.5, 0.75)
     warmup: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    margin: float = 0.5
-    scale: float = 64.0
+    margin: float = 0.1
+    scale: float = 16.0
     local_loss_weight: float = 1.0
     local_weight: float = 0.6
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -106,7 +112,9 @@ PROFILES = {
         backbone="iresnet50",
         parser_options=ParserOptions(grid=128, steps=20_000),
         steps=400_000,
+        batch_size=128,
         margin=1.5,
+        scale=64.0,
         warmup=0.0,
         workers=8,
     ),

@@ -97,7 +97,11 @@ def main(options: Options, place: Workplace) -> None:
     arms = arm_vectors(described, describe(baseline, test.images, place), untrained)
     numbers, tests, scores = measure(arms, test)
     energy["after training"] = energy_shares(net, test.images, somebody, place)
-    shortcuts = shortcut_accuracies(drawn_test, test.pairs) if options.faces is None else {}
+    shortcuts = {}
+    if options.faces is None:
+        pictures = drawn_test.images.permute(0, 2, 3, 1).numpy()
+        labels = drawn_test.labels.numpy()
+        shortcuts = shortcut_accuracies(pictures, labels, test.pairs, options.seed)
     laps.end("evaluation")
 
     net.save_pretrained(place.folder / "network")

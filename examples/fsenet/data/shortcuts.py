@@ -6,79 +6,62 @@ gives each measure's ten-fold verification accuracy; a fair world keeps colours 
 below 65 %, and hair, glasses and background at chance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import UInt8
+from protocols.pairs import Pairs
 
-from .face_params import NuisanceRanges, draw_nuisance
-from .procedural import Face, render
+from data.face_params import draw_nuisance
+from data.procedural import render
+from partlocal.evaluation import ten_fold_accuracy
 
 HAIR = 10
+GLASSES_FROM = 2_000_000  # people who are drawn for the check of glasses alone
 PARTS = range(1, 10)  # skin to lower lip: hair is judged alone
 
 
-def part_colours(face: Face) -> np.ndarray:
+def part_colours(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Mean colour of each true part but hair [27]; NaN where a part is hidden."""
     colours = np.full((len(PARTS), 3), np.nan)
     for i, label in enumerate(PARTS):
-        mask = face.labels == label
+        mask = labels == label
         if mask.sum() >= 3:
-            colours[i] = face.image[mask].mean(0)
+            colours[i] = image[mask].mean(0)
     return colours.ravel()
 
 
-def grey_pixels(face: Face) -> np.ndarray:
+def grey_pixels(image: np.ndarray, _: np.ndarray) -> np.ndarray:
     """The picture as 28x28 grey pixels [784], standardised."""
-    grey = face.image.mean(2)
+    grey = image.mean(2)
     small = grey.reshape(28, grey.shape[0] // 28, 28, -1).mean((1, 3)).ravel()
     return (small - small.mean()) / (small.std() + 1e-6)
 
 
-def hair_features(face: Face) -> np.ndarray:
+def hair_features(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Mean colour and coarse shape (7x7 occupancy) of the hair; NaN where there is none."""
-    return _masked(face, face.labels == HAIR)
+    return _masked(image, labels == HAIR)
 
 
-def glasses_features(face: Face) -> np.ndarray:
-    """Mean colour and coarse shape of frames and dark lenses; NaN without glasses."""
-    return _masked(face, face.glasses)
-
-
-def background_features(face: Face) -> np.ndarray:
+def background_features(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Mean and deviation of the background's colour in the two upper corners; NaN where none."""
-    s = face.image.shape[0] // 6
+    s = image.shape[0] // 6
     features = []
     for columns in (slice(0, s), slice(-s, None)):
-        pixels = face.image[:s, columns][face.labels[:s, columns] == 0]
+        pixels = image[:s, columns][labels[:s, columns] == 0]
         enough = len(pixels) >= 20
         features.append(np.r_[pixels.mean(0), pixels.std(0)] if enough else np.full(6, np.nan))
     return np.concatenate(features)
 
 
-def _masked(face: Face, mask: np.ndarray) -> np.ndarray:
+def _masked(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mean colour and coarse shape (7x7 occupancy) of a mask; NaN where it is all but empty."""
     cells = 7
     if mask.sum() < 20:
         return np.full(3 + cells * cells, np.nan)
     side = mask.shape[0] // cells
     shape = mask.reshape(cells, side, cells, side).mean((1, 3)).ravel()
-    return np.concatenate([face.image[mask].mean(0) / 255 * 2, shape])
-
-
-def draw_pairs(
-    rng: np.random.Generator, identities: int, pairs: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Person and sample of both sides of `pairs` pairs [pairs, 2] each, and who is genuine.
-
-    No picture occurs twice, so that pairs are independent given the people.
-    """
-    same = np.arange(pairs) % 2 == 0
-    first = rng.integers(0, identities, pairs)
-    other = (first + rng.integers(1, identities, pairs)) % identities
-    people = np.stack([first, np.where(same, first, other)], 1)
-    samples = np.arange(2 * pairs).reshape(pairs, 2)
-    return people, samples, same
+    return np.concatenate([image[mask].mean(0) / 255 * 2, shape])
 
 
 def pair_scores(first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
@@ -99,83 +82,69 @@ def pair_scores(first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def ten_fold(scores: np.ndarray, same: np.ndarray) -> float:
-    """Accuracy of the best training threshold on the tenth left out, mean of ten folds."""
-    order = np.arange(len(scores)) // 2 % 10  # a genuine and an impostor pair go together
-    results = []
-    for fold in range(10):
-        train, test = order != fold, order == fold
-        cut = _best_threshold(scores[train], same[train])
-        results.append(((scores[test] > cut) == same[test]).mean())
-    return float(np.mean(results))
-
-
-def _best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
-    order = np.argsort(scores)
-    s, y = scores[order], same[order]
-    # Accept above the cut: right are the impostors up to it and the genuine pairs above it.
-    right = np.concatenate([[0], np.cumsum(~y)]) + y.sum() - np.concatenate([[0], np.cumsum(y)])
-    best = int(np.argmax(right))
-    edges = np.concatenate([[s[0] - 1], (s[1:] + s[:-1]) / 2, [s[-1] + 1]])
-    return float(edges[best])
+MEASURES: dict[str, tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], bool]] = {
+    "part colours": (part_colours, True),
+    "grey pixels": (grey_pixels, True),
+    "hair": (hair_features, False),
+    "background": (background_features, False),
+}
 
 
 def shortcut_accuracies(
+    images: UInt8[np.ndarray, "n h w 3"],
+    labels: UInt8[np.ndarray, "n h w"],
+    pairs: Pairs,
     seed: int,
-    first_identity: int = 0,
-    identities: int = 300,
-    pairs: int = 3000,
-    size: int = 112,
-    ranges: NuisanceRanges | None = None,
-) -> dict[str, float]:
-    """Ten-fold accuracy of each shortcut on people `first_identity`..`+ identities`.
+    glasses_pairs: int = 2400,
+) -> dict[str, dict[str, float]]:
+    """Ten-fold accuracy of each shortcut, with the standard error of a share of pairs.
 
     Glasses are judged on pairs of pictures that both wear them, drawn anew for the purpose; hair
-    on pairs that both show it. The better of cosine and distance counts against the world where a
-    limit is given; for the chance checks both are averaged, since the better of two is biased.
+    on pairs that both show it. The better of cosine and distance counts where a limit is given;
+    for the chance checks both are averaged, since the better of two is biased.
+
+    Args:
+        images: of people that training has not seen.
+        labels: their exact label maps.
+        pairs: to verify.
+        seed: of the world, for the pictures with glasses.
+        glasses_pairs: how many to draw.
     """
-    rng = np.random.default_rng([seed, 77])
-    people, samples, same = draw_pairs(rng, identities, pairs)
-    people = people + first_identity
-    samples = samples + 1_000_000  # none that training shows
-    measures: dict[str, Callable[[Face], np.ndarray]] = {
-        "part colours": part_colours,
-        "grey pixels": grey_pixels,
-        "hair": hair_features,
-        "background": background_features,
-    }
-    features = {name: [[], []] for name in measures}
-    for k in range(pairs):
-        for side in (0, 1):
-            face = render(seed, int(people[k, side]), int(samples[k, side]), size, ranges)
-            for name, measure in measures.items():
-                features[name][side].append(measure(face))
+    faces = list(zip(images, labels, strict=True))
     results = {}
-    for name, (a, b) in features.items():
-        results[name] = _judge(np.array(a), np.array(b), same, name in ("part colours",))
-    grey = np.array(features["grey pixels"])
-    results["grey pixels"] = ten_fold((grey[0] * grey[1]).mean(1), same)
-    results["glasses"] = _glasses(seed, people, same, size, ranges)
+    for name, (measure, worst) in MEASURES.items():
+        features = np.array([measure(image, label) for image, label in faces])
+        first, second = features[pairs.first], features[pairs.second]
+        results[name] = _judge(first, second, pairs.same, pairs.fold, worst)
+    results["glasses"] = _glasses(seed, glasses_pairs)
     return results
 
 
-def _judge(a: np.ndarray, b: np.ndarray, same: np.ndarray, worst: bool) -> float:
+def _judge(
+    a: np.ndarray, b: np.ndarray, same: np.ndarray, fold: np.ndarray, worst: bool
+) -> dict[str, float]:
     shown = ~np.isnan(a).all(1) & ~np.isnan(b).all(1)
-    scores = pair_scores(a[shown], b[shown])
-    values = [ten_fold(s, same[shown]) for s in scores.values()]
-    return max(values) if worst else float(np.mean(values))
+    scores = pair_scores(a[shown], b[shown]).values()
+    found = [ten_fold_accuracy(s, same[shown], fold[shown]).mean for s in scores]
+    accuracy = max(found) if worst else float(np.mean(found))
+    error = float(np.sqrt(accuracy * (1 - accuracy) / shown.sum()))
+    return {"accuracy": accuracy, "standard_error": error, "pairs": int(shown.sum())}
 
 
-def _glasses(
-    seed: int, people: np.ndarray, same: np.ndarray, size: int, ranges: NuisanceRanges | None
-) -> float:
+def _glasses(seed: int, pairs: int) -> dict[str, float]:
+    """Draw pairs of pictures with glasses; no picture occurs twice."""
+    rng = np.random.default_rng([seed, 77])
+    same = np.arange(pairs) % 2 == 0
+    first = GLASSES_FROM + rng.integers(0, 300, pairs)
+    other = GLASSES_FROM + (first - GLASSES_FROM + rng.integers(1, 300, pairs)) % 300
     sides = []
-    for side in (0, 1):
+    for side, people in enumerate((first, np.where(same, first, other))):
         rows = []
-        for k, person in enumerate(people[:, side]):
-            sample = 2_000_000 + 1000 * (2 * k + side)
-            while not draw_nuisance(seed, int(person), sample, ranges).glasses:
+        for k, person in enumerate(people.tolist()):
+            sample = 1000 * (2 * k + side)
+            while not draw_nuisance(seed, person, sample).glasses:
                 sample += 1
-            rows.append(glasses_features(render(seed, int(person), sample, size, ranges)))
+            face = render(seed, person, sample)
+            rows.append(_masked(face.image, face.glasses))
         sides.append(np.array(rows))
-    return _judge(sides[0], sides[1], same, False)
+    return _judge(*sides, same, np.arange(pairs) // 2 % 10, worst=False)
