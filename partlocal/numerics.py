@@ -25,21 +25,26 @@ def result_dtype(tensor: Tensor) -> torch.dtype:
     ...     result_dtype(torch.zeros(1)), result_dtype(torch.zeros(1, dtype=torch.float64))
     (torch.bfloat16, torch.float64)
     """
-    device = tensor.device.type
-    if (
-        tensor.dtype != torch.float64
-        and torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-    ):
-        return torch.get_autocast_dtype(device)
+    if tensor.dtype != torch.float64 and autocast_is_on(tensor.device.type):
+        return torch.get_autocast_dtype(tensor.device.type)
     return tensor.dtype
+
+
+def autocast_is_on(device: str) -> bool:
+    """Tell whether autocast is active on a type of device.
+
+    >>> autocast_is_on("cpu")
+    False
+    """
+    # `torch.amp.is_autocast_available` would be the question to ask first, but torch 2.11 cannot
+    # trace it; "meta" is the device without autocast that layers meet.
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def wide_matmul(left: Tensor, right: Tensor) -> Tensor:
     """Return `left @ right` in the dtype of the two, which autocast may not narrow."""
-    device = left.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
+    if autocast_is_on(left.device.type):
+        with torch.autocast(left.device.type, enabled=False):
             return left @ right
     return left @ right
 

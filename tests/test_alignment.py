@@ -3,6 +3,7 @@ import io
 import math
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from partlocal.alignment import ARCFACE_TEMPLATE, align_faces, similarity_from_points
 
 TEMPLATE = torch.tensor(ARCFACE_TEMPLATE, dtype=torch.float64)
+needs_kornia = pytest.mark.skipif(find_spec("kornia") is None, reason="kornia is not there")
 DATA = Path(__file__).parents[1] / "../shared/data"
 
 
@@ -97,6 +99,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(similarity_from_points, (source, target))
 
 
+@needs_kornia
 def test_gradient_through_the_warp():
     ramp = torch.arange(20, dtype=torch.float64)
     images = (ramp[:, None] + 2 * ramp)[None, None] / 60
@@ -108,6 +111,7 @@ def test_gradient_through_the_warp():
     assert points.grad[..., 0].sum() > 0
 
 
+@needs_kornia
 @pytest.mark.parametrize("pixel_centers", ["half", "integer"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_known_warp(interpolation, pixel_centers):
@@ -131,6 +135,7 @@ def test_known_warp(interpolation, pixel_centers):
     torch.testing.assert_close(aligned[0][:, inside], expected[:, inside], rtol=0, atol=tolerance)
 
 
+@needs_kornia
 def test_identity_and_size():
     images = torch.rand(2, 3, 112, 112)
     points = TEMPLATE.float().expand(2, 5, 2)
@@ -142,6 +147,7 @@ def test_identity_and_size():
     torch.testing.assert_close(half, means, rtol=0, atol=2e-4)
 
 
+@needs_kornia
 def test_batch_and_dtypes():
     images = torch.rand(3, 3, 90, 120, generator=torch.Generator().manual_seed(0))
     points = TEMPLATE.float() * 0.8 + torch.tensor([[[0.0, 0.0]], [[5.0, -3.0]], [[-9.0, 2.0]]])
@@ -164,6 +170,7 @@ def test_batch_and_dtypes():
     assert align_faces(images[:0], points[:0]).shape == (0, 3, 112, 112)
 
 
+@needs_kornia
 @pytest.mark.parametrize("value", [0.7, -0.7])
 def test_outside_is_black(value):
     """Also where black is no colour of the picture, and bicubic is cut to its range."""
@@ -175,6 +182,7 @@ def test_outside_is_black(value):
         torch.testing.assert_close(aligned[:, 53:], torch.full((112, 59), value))
 
 
+@needs_kornia
 def test_lfw():
     """The aligned faces come from their originals, up to resampling and JPEG noise.
 

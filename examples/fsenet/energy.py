@@ -22,8 +22,9 @@ def energy_shares(
         place: device and precision.
 
     Returns:
-        for the vector as the paper has it (`"plain"`) and, where the branch standardises it, as
-        it is used (`"batch norm"`): shares that sum to 1, mean and spread of impostor cosines.
+        for the vector as the paper has it (`"plain"`), and with every number standardised over
+        these pictures as `norm="batch"` does (`"batch norm"`; an untrained branch has no running
+        statistics): shares that sum to 1, mean and spread of impostor cosines.
     """
     net.eval()
     raw, k = [], len(net.parts)
@@ -33,9 +34,8 @@ def energy_shares(
             described = net.forward_parts(view(images, rows, False, place))
             raw.append(net.branch.correlation(described.parts, described.visibility).float())
     plain = torch.cat(raw)
-    variants = {"plain": plain}
-    if net.branch.norm is not None:
-        variants["batch norm"] = net.branch.standardize(plain.flatten(1)).view_as(plain)
+    standardized = (plain - plain.mean(0)) / plain.std(0).clamp(min=1e-5)
+    variants = {"plain": plain, "batch norm": standardized}
     return {name: _shares(vector, strangers, k) for name, vector in variants.items()}
 
 

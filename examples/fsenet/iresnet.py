@@ -358,9 +358,9 @@ def iresnet100(pretrained: bool = False, **kwargs: Any) -> IResNet:
 
 @register_model
 def iresnet10_small(pretrained: bool = False, **kwargs: Any) -> IResNet:
-    """One block in each stage, half as wide, halving early: for two CPU cores.
+    """One block in each stage, a quarter as wide, halving early: for two CPU cores.
 
-    The map at 56 costs most and says least, so it is thinner still, and the stem starts there.
+    The stem starts at 56, since the map at 112 would cost most and say least.
     """
     return _build(
         "iresnet10_small",
