@@ -94,14 +94,13 @@ DEFAULT = Options()
 
 PROFILES = {
     "default": DEFAULT,
-    # Few pictures of many people: geometry and light are varied, the margin is small.
+    # Few pictures of many people: geometry and light are varied.
     "lfw": replace(
         DEFAULT,
         profile="lfw",
         parser="pretrained",
-        steps=1400,
-        margin=0.3,
-        scale=32.0,
+        steps=2600,
+        scale=24.0,
         augmentation=Augmentation(
             shift=0.06, scale=0.1, rotation=8, brightness=0.3, contrast=0.3, grey=0.1
         ),

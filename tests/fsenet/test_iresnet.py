@@ -144,7 +144,7 @@ def test_intermediates_options():
 
 def test_features_only():
     net = timm.create_model("iresnet10_small", features_only=True, out_indices=(1, 3)).eval()
-    assert net.feature_info.channels() == [64, 256]
+    assert net.feature_info.channels() == [32, 128]
     assert net.feature_info.reduction() == [4, 16]
     assert [x.shape[2] for x in net(torch.zeros(1, 3, 112, 112))] == [28, 7]
 
@@ -198,18 +198,18 @@ def test_classifier():
     assert net.get_classifier() is net.fc
     pooled = net.norm.weight.data_ptr()
     net.reset_classifier(0)
-    assert net(image).shape == (2, 256)
+    assert net(image).shape == (2, 128)
     net.reset_classifier(3, "flatten")
     assert net(image).shape == (2, 3)
-    assert net.head_hidden_size == 256
+    assert net.head_hidden_size == 128
     embedding = net.pool.fc.weight
     net.reset_classifier(0)
     assert net.pool.fc.weight is embedding  # the trained embedding outlives its classifier
     net.reset_classifier(0, "")
-    assert net(image).shape == (2, 256, 7, 7)
+    assert net(image).shape == (2, 128, 7, 7)
     assert net.norm.weight.data_ptr() == pooled
     net.reset_classifier(0, "catavgmax")
-    assert net(image).shape == (2, net.head_hidden_size) == (2, 512)
+    assert net(image).shape == (2, net.head_hidden_size) == (2, 256)
 
 
 def test_initialisation():
