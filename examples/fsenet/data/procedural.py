@@ -13,7 +13,8 @@
                             #  "points5", "points68"}; depends on (seed, index) alone
 
 A face is a function of (seed, identity, sample): who it is depends on (seed, identity), how it
-was seen on the sample (see face_params.py). `NuisanceRanges` sets the difficulty.
+was seen on all three (face_params.py). `NuisanceRanges` sets the difficulty: its defaults are
+meant for telling people apart, `WILD` for parsers that shall work on photographs.
 Occluded pixels are background; clear glasses are see-through (see face_scene.py).
 
 A sheet to look at, rows of identities (`--labels` adds part overlays):
