@@ -66,6 +66,13 @@ def open_workplace(options: Options) -> Workplace:
     return Workplace(folder[0], device, precision, rank, world)
 
 
+def discard_unused(place: Workplace) -> None:
+    """Remove the folder of a run that failed before it left anything to resume."""
+    if place.rank == 0 and [path.name for path in place.folder.iterdir()] == [CONFIG]:
+        (place.folder / CONFIG).unlink()
+        place.folder.rmdir()
+
+
 def plain(options: Options) -> dict[str, Any]:
     """Return what decides the result, as JSON holds it."""
     values = asdict(options)

@@ -32,7 +32,7 @@ from options import Options, parse_options
 from protocols.pairs import strangers
 from report import write_report
 from results import print_results, write_results
-from run_folder import open_workplace, plain
+from run_folder import discard_unused, open_workplace, plain
 from showcase import show_faces
 from torch import Tensor, distributed
 from torch.utils.data import TensorDataset
@@ -58,15 +58,13 @@ class Laps(dict[str, float]):
 def main(options: Options, place: Workplace) -> None:
     """Run the three stages and write what they leave."""
     laps, stages = Laps(), dict[str, Fitted]()
+    sets = None if options.faces is None else picture_sets(options.faces, options.seed)
     others = range(TEST_FROM, TEST_FROM + options.test_identities)
     drawn_test = draw_faces(options.seed, others, options.test_samples)
     drawn = None
-    if options.faces is None or options.parser == "train":
+    if sets is None or options.parser == "train":
         drawn = draw_faces(options.seed, range(options.identities), options.samples)
-    if options.faces is None:
-        train, test = drawn_sets(drawn, drawn_test, options.seed)
-    else:
-        train, test = picture_sets(options.faces, options.seed)
+    train, test = sets or drawn_sets(drawn, drawn_test, options.seed)
     laps.end("data")
 
     # Stage 1: the parser, which from here on is fixed (3.2).
@@ -202,10 +200,14 @@ def recognise(
 
 
 if __name__ == "__main__":
+    place = None
     try:
         chosen = parse_options(sys.argv[1:])
-        main(chosen, open_workplace(chosen))
+        place = open_workplace(chosen)
+        main(chosen, place)
     except (OSError, ValueError, FloatingPointError) as error:
+        if place is not None:
+            discard_unused(place)
         sys.exit(f"error: {error}")
     finally:
         if distributed.is_initialized():
