@@ -36,34 +36,49 @@ class HubModule(nn.Module, ModelHubMixin):
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write config.json and model.safetensors; nothing is half written when it fails."""
         self.config()  # before the folder is touched: a module that cannot be rebuilt refuses here
-        return super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if kwargs.get("push_to_hub") and kwargs.get("repo_id") is None:
+            kwargs["repo_id"] = folder.name
+        # the mixin begins by deleting the config.json that is there: let it do so elsewhere
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+            result = super().save_pretrained(scratch, **kwargs)
+            for path in Path(scratch).iterdir():
+                if path.name in (WEIGHTS, CONFIG) or not (folder / path.name).exists():
+                    os.replace(path, folder / path.name)  # a README.md of the user's stays
+        return result
 
     def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         config = {"class": type(self).__name__, "arguments": self.config()}
-        with tempfile.TemporaryDirectory(dir=save_directory) as scratch:
-            save_file(tensors, Path(scratch) / WEIGHTS)
-            (Path(scratch) / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-            for name in (WEIGHTS, CONFIG):
-                os.replace(Path(scratch) / name, save_directory / name)
+        save_file(tensors, save_directory / WEIGHTS)
+        (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(
         cls: type[T],
+        pretrained_model_name_or_path: str | Path,
         *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
         **kwargs: Any,
     ) -> T:
+        """Load what `save_pretrained` wrote, from a folder or the hub, in eval mode.
+
+        Raises:
+            TypeError: an argument is none of the above; the config has what the module needs.
+            FileNotFoundError: a folder without one of both files.
+            ValueError: a file is damaged, or of another class or architecture.
+        """
         if kwargs:
             raise TypeError(
                 f"{cls.__name__}.from_pretrained takes no {sorted(kwargs)}: "
                 f"what the module was built with stands in its {CONFIG}"
             )
+        model_id = str(pretrained_model_name_or_path)
 
         def find(name: str) -> str:
             if os.path.isdir(model_id):
@@ -83,14 +98,22 @@ class HubModule(nn.Module, ModelHubMixin):
                 token=token,
             )
 
-        with open(find(CONFIG), encoding="utf-8") as file:
-            config = json.load(file)
-        if config.get("class") != cls.__name__:
+        path = find(CONFIG)
+        try:
+            with open(path, encoding="utf-8") as file:
+                config = json.load(file)
+            built_as, arguments = config["class"], dict(config["arguments"])
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{model_id} holds a {config.get('class')}, not a {cls.__name__}: "
-                f"load it with {config.get('class')}.from_pretrained"
+                f"{path} is damaged, or no config of a {cls.__name__} ({error!r}): "
+                "load what save_pretrained wrote"
+            ) from None
+        if built_as != cls.__name__:
+            raise ValueError(
+                f"{model_id} holds a {built_as}, not a {cls.__name__}: "
+                f"load it with {built_as}.from_pretrained"
             )
-        module = cls.from_config(config["arguments"])
+        module = cls.from_config(arguments)
         load_weights(module, find(WEIGHTS))
         return module.eval()
 

@@ -22,21 +22,33 @@ class Pixels(nn.Module):
 
     Raises:
         TypeError: the pictures are neither uint8 nor floating point.
-        ValueError: they are not `[b, 3, h, w]`, empty, or floats outside [0, 1]. The range is
-            checked at every call on a CPU, and at the first call on other devices, where the
-            check would stall the queue; never while compiling or exporting.
+        ValueError: a constant is missing; the pictures are not `[b, 3, h, w]`, empty, or floats
+            outside [0, 1]. The range is checked at every call on a CPU, and at the first call on
+            other devices, where the check would stall the queue; never while compiling or
+            exporting.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], input: str = "pixels") -> None:
+    def __init__(
+        self,
+        mean: Sequence[float | int],
+        std: Sequence[float | int],
+        input: str = "pixels",
+    ) -> None:
         super().__init__()
         if input not in ("pixels", "normalized"):
             raise ValueError(f"input must be 'pixels' or 'normalized'; got {input!r}")
         self.input = input
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(
+                f"mean and std must be three numbers each, std above 0; got {tuple(mean)} and "
+                f"{tuple(std)}"
+            )
+        for name, values in (("mean", mean), ("std", std)):
+            constants = torch.tensor([float(value) for value in values]).view(1, 3, 1, 1)
+            self.register_buffer(name, constants)
         self._range_checked = False
 
     def forward(self, images: Num[Tensor, "b 3 h w"]) -> Num[Tensor, "b 3 h w"]:
