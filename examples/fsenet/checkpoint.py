@@ -1,8 +1,6 @@
 """Checkpoints that survive SIGKILL: written beside, flushed, then renamed over the old one."""
 
 import os
-import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +8,19 @@ import torch
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Write `state` so that `path` always holds a whole checkpoint: the old one or the new."""
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write `state` so that `path` always holds a whole checkpoint: the old one or the new.
+
+    One process writes to a run. What a killed writer leaves beside `path`, the next overwrites.
+    """
+    scratch = path.with_name(f".{path.name}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(scratch, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
     except BaseException:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
 
 
@@ -27,10 +28,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint: tensors and plain containers only, so that no file can run code.
 
     Raises:
+        OSError: the file is not there or cannot be read.
         ValueError: the file is damaged, or is no checkpoint.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes fail in as many ways as the format has parts
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is damaged or no checkpoint ({reason}); delete it") from None
+    if not isinstance(state, dict):
+        raise ValueError(
+            f"{path} is damaged or no checkpoint (it holds a {type(state).__name__}); delete it"
+        )
+    return state

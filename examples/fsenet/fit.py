@@ -141,6 +141,10 @@ def fit(
             saved = time.monotonic()
     bar.close()
     if place.world > 1:
+        # each rank ran the last batch of its own through its BatchNorms; a run that is resumed
+        # has rank 0's numbers everywhere, and the next stage must not see a difference
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, 0)
         distributed.barrier()
     return fitted
 
@@ -159,6 +163,9 @@ def _restore(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, fitted: Fitted
 ) -> None:
     state = load_checkpoint(path)
+    missing = {"module", "optimizer", "rng", "fitted"} - state.keys()
+    if missing:
+        raise ValueError(f"{path} is no checkpoint of a stage (no {min(missing)}); delete it")
     try:
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,174 @@
+"""Augmentation: pictures, part maps and label maps move alike, as a slow oracle says."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from data.augment import Augmentation, _similarities, augment
+from data.batches import generator
+
+from partlocal import HELEN
+from partlocal.labels import FSENET_PARTS
+
+PARTS = HELEN.select(*FSENET_PARTS)
+STILL = Augmentation(flip=0)
+FLIP = Augmentation(flip=1)
+WILD = Augmentation(0.5, 0.1, 0.2, 20, 0.3, 0.3, 0.5)
+
+
+def batch(b=4, size=32, seed=0):
+    rng = generator(seed)
+    images = torch.randint(0, 256, (b, 3, size, size), dtype=torch.uint8, generator=rng)
+    maps = torch.rand(b, len(PARTS), size // 4, size // 4, generator=rng)
+    labels = torch.randint(0, len(HELEN), (b, size, size), dtype=torch.uint8, generator=rng)
+    return images, maps, labels
+
+
+def test_example():
+    """Mirrored: the left eye's map is where the right eye's was, mirrored; the nose keeps its."""
+    images, maps, labels = batch()
+    pixels, moved = augment(images, maps, PARTS, FLIP, generator(0))
+    assert torch.equal(pixels, images.flip(-1).float() / 255)
+    left, right, nose = (PARTS.names.index(n) for n in ("left_eye", "right_eye", "nose"))
+    assert torch.equal(moved[:, left], maps[:, right].flip(-1))
+    assert torch.equal(moved[:, right], maps[:, left].flip(-1))
+    assert torch.equal(moved[:, nose], maps[:, nose].flip(-1))
+
+    _, named = augment(images, labels, HELEN, FLIP, generator(0))
+    assert named.dtype == torch.uint8
+    for label, other in (("left_eye", "right_eye"), ("right_brow", "left_brow"), ("hair",) * 2):
+        here, there = named == HELEN.index(label), labels.flip(-1) == HELEN.index(other)
+        assert here.any()
+        assert torch.equal(here, there)
+
+
+def test_twice_mirrored_is_not_mirrored():
+    images, maps, labels = batch()
+    for what, names in ((maps, PARTS), (labels, HELEN)):
+        pixels, once = augment(images, what, names, FLIP, generator(0))
+        bytes_ = (pixels * 255).round().to(torch.uint8)
+        again, twice = augment(bytes_, once, names, FLIP, generator(0))
+        assert torch.equal(again, images.float() / 255)
+        assert torch.equal(twice, what)
+
+
+def test_zeros_change_nothing():
+    images, maps, labels = batch()
+    for what, names in ((maps, PARTS), (labels, HELEN), (None, PARTS)):
+        pixels, same = augment(images, what, names, STILL, generator(0))
+        assert torch.equal(pixels, images.float() / 255)
+        assert same is None if what is None else torch.equal(same, what)
+
+
+def test_the_share_of_mirrored_pictures():
+    images = batch(400, 4)[0]
+    pixels, _ = augment(images, None, PARTS, Augmentation(flip=0.25), generator(0))
+    mirrored = (pixels == images.flip(-1).float() / 255).flatten(1).all(1)
+    unmoved = (pixels == images.float() / 255).flatten(1).all(1)
+    assert (mirrored ^ unmoved).all()
+    assert 70 < mirrored.sum() < 130  # 100, four standard deviations
+
+
+def centroid(weights):
+    """Rows and columns weighted, as shares of the side."""
+    n = weights.shape[-1]
+    at = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    total = weights.double().sum((-2, -1))
+    return torch.stack(
+        [(weights.double().sum(-2) * at).sum(-1), (weights.double().sum(-1) * at).sum(-1)], -1
+    ) / total.unsqueeze(-1)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        replace(STILL, shift=0.1),
+        replace(STILL, scale=0.2),
+        replace(STILL, rotation=30),
+        Augmentation(flip=0.5, shift=0.08, scale=0.15, rotation=20),
+    ],
+    ids=["shift", "scale", "rotation", "all"],
+)
+def test_pictures_maps_and_labels_move_alike(how):
+    """A red blob, its map and its label are found in one place, which is another than before."""
+    b, size = 16, 96
+    at = torch.arange(size)
+    blob = ((at[:, None] - 36) ** 2 + (at[None] - 58) ** 2 < 100).expand(b, size, size)
+    images = torch.zeros(b, 3, size, size, dtype=torch.uint8)
+    images[:, 0] = 255 * blob
+    label, part = HELEN.index("nose"), PARTS.names.index("nose")  # no partner to trade places with
+    labels = (label * blob).to(torch.uint8)
+    maps = torch.zeros(b, len(PARTS), size // 4, size // 4)
+    maps[:, part] = blob.float().view(b, size // 4, 4, size // 4, 4).mean((2, 4))
+
+    pixels, moved = augment(images, maps, PARTS, how, generator(1))
+    again, named = augment(images, labels, HELEN, how, generator(1))
+    assert torch.equal(pixels, again)
+    red = centroid(pixels[:, 0])
+    assert (red - centroid(blob)).norm(dim=1).mean() > 0.01, "nothing moved"
+    torch.testing.assert_close(centroid(moved[:, part]), red, atol=0.01, rtol=0)
+    torch.testing.assert_close(centroid(named == label), red, atol=0.01, rtol=0)
+    assert set(named.unique().tolist()) == {0, label}  # no label is blended out of two
+
+
+def test_moves_stay_within_their_ranges():
+    """Forty corners each, by hand: the matrix turns, scales and shifts by no more than asked."""
+    how = Augmentation(shift=0.1, scale=0.2, rotation=15)
+    draw = torch.rand(4, 2000, generator=generator(0))
+    matrix = _similarities(draw, how).double()
+    size = matrix[:, :, 0].norm(dim=1)
+    angle = torch.atan2(matrix[:, 1, 0], matrix[:, 0, 0]) * 180 / math.pi
+    for values, low, high in (
+        (matrix[:, 0, 2] / 2, -0.1, 0.1),
+        (matrix[:, 1, 2] / 2, -0.1, 0.1),
+        (size, 0.8, 1.2),
+        (angle, -15, 15),
+    ):
+        assert low - 1e-6 <= values.min() < low + (high - low) / 100
+        assert high - (high - low) / 100 < values.max() <= high + 1e-6
+    corner = np.array([[math.cos(0.1), -math.sin(0.1), 0.2], [math.sin(0.1), math.cos(0.1), -0.2]])
+    how = Augmentation(shift=0.1, rotation=math.degrees(0.1))
+    found = _similarities(torch.tensor([[1.0], [0.0], [0.3], [1.0]]), how)[0]
+    np.testing.assert_allclose(found.numpy(), corner, atol=1e-6)
+
+
+def test_light():
+    """Gain and contrast keep the order of pixels and the mean's share; grey has no colour."""
+    images = batch(64)[0] // 2 + 64  # nothing saturates
+    before = images.float() / 255
+    pixels, _ = augment(images, None, PARTS, replace(STILL, brightness=0.1), generator(0))
+    gain = pixels.mean((1, 2, 3)) / before.mean((1, 2, 3))
+    torch.testing.assert_close(pixels, before * gain.view(-1, 1, 1, 1))
+    assert gain.min() >= 0.9 - 1e-4
+    assert gain.max() <= 1.1 + 1e-4
+    assert gain.max() - gain.min() > 0.15
+
+    pixels, _ = augment(images, None, PARTS, replace(STILL, contrast=0.2), generator(0))
+    torch.testing.assert_close(pixels.mean((1, 2, 3)), before.mean((1, 2, 3)))
+    spread = pixels.std((1, 2, 3)) / before.std((1, 2, 3))
+    assert 0.8 - 1e-4 <= spread.min() < 0.85 < 1.15 < spread.max() <= 1.2 + 1e-4
+
+    pixels, _ = augment(images, None, PARTS, replace(STILL, grey=0.5), generator(0))
+    grey = (pixels == pixels[:, :1]).flatten(1).all(1)
+    assert 16 <= grey.sum() <= 48
+    torch.testing.assert_close(pixels.mean(1), before.mean(1))
+    assert torch.equal(pixels[~grey], before[~grey])
+
+    images[:] = 250
+    pixels, _ = augment(images, None, PARTS, replace(STILL, brightness=0.3), generator(0))
+    assert pixels.max() == 1
+
+
+def test_the_same_generator_gives_the_same_bits():
+    images, maps, labels = batch()
+    for what, names in ((maps, PARTS), (labels, HELEN)):
+        runs = [augment(images, what, names, WILD, generator(7)) for _ in range(2)]
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+        other = augment(images, what, names, WILD, generator(8))
+        assert not torch.equal(other[0], runs[0][0])
+        assert not torch.equal(other[1], runs[0][1])
+    state = torch.get_rng_state()
+    augment(images, maps, PARTS, WILD, generator(7))
+    assert torch.equal(torch.get_rng_state(), state), "the main generator was drawn from"

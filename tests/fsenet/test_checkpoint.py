@@ -1,0 +1,122 @@
+"""Checkpoints: whole after SIGKILL, refused when damaged, and never code."""
+
+import os
+import pickle
+import random
+import signal
+import time
+
+import pytest
+import torch
+from checkpoint import load_checkpoint, save_atomically
+
+
+def state(value):
+    return {"module": {"w": torch.full((200, 100), value)}, "steps": value, "rng": torch.arange(9)}
+
+
+def test_example(tmp_path):
+    path = tmp_path / "joint.pt"
+    save_atomically(state(1.0), path)
+    save_atomically(state(2.0), path)
+    loaded = load_checkpoint(path)
+    assert loaded["steps"] == 2.0
+    assert torch.equal(loaded["module"]["w"], state(2.0)["module"]["w"])
+    assert [p.name for p in tmp_path.iterdir()] == ["joint.pt"]
+
+
+def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "joint.pt"
+    save_atomically(state(1.0), path)
+
+    def disk_full(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, disk_full)
+            with pytest.raises(OSError, match="No space left"):
+                save_atomically(state(2.0), path)
+        assert load_checkpoint(path)["steps"] == 1.0
+        assert [p.name for p in tmp_path.iterdir()] == ["joint.pt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_writer_leaves_a_whole_one(tmp_path):
+    """Kill a writer at arbitrary moments: what is there can be read, and is never older."""
+    path, rng, newest, mid_write = tmp_path / "joint.pt", random.Random(0), 0.0, 0
+    save_atomically(state(0.0), path)
+    for _ in range(12):
+        pid = os.fork()
+        if pid == 0:  # never returns into pytest
+            value = newest
+            while True:
+                value += 1.0
+                save_atomically(state(value), path)
+        time.sleep(rng.uniform(0.01, 0.06))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        mid_write += len(list(tmp_path.iterdir())) > 1
+        loaded = load_checkpoint(path)
+        assert loaded["module"]["w"].unique().tolist() == [loaded["steps"]]
+        assert loaded["steps"] >= newest
+        newest = loaded["steps"]
+    assert newest > 0
+    assert mid_write, "no kill came while a checkpoint was being written"
+    save_atomically(state(-1.0), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["joint.pt"]  # what kills left is gone
+
+
+def damaged(path, seed):
+    """Cut the file, or overwrite a stretch of it."""
+    rng, data = random.Random(seed), bytearray(path.read_bytes())
+    if seed % 2:
+        return bytes(data[: rng.randrange(len(data))])
+    # the pickled structure lies at the front, the zip's index at the end
+    for at in (rng.randrange(1000), len(data) - 1 - rng.randrange(1000)):
+        data[at : at + 3] = rng.randbytes(3)
+    return bytes(data)
+
+
+def test_errors(tmp_path):
+    path = tmp_path / "joint.pt"
+    small = {"module": {"w": torch.zeros(3)}, "fitted": {"history": [{"loss": 1.0}], "steps": 3}}
+    save_atomically(small, path)
+    refused = 0
+    cases = [damaged(path, seed) for seed in range(60)]
+    for data in [b"", b"\0" * 500, b"no checkpoint", path.read_bytes()[:-1], *cases]:
+        path.write_bytes(data)
+        try:
+            load_checkpoint(path)
+        except ValueError as error:
+            text = str(error)
+            assert text.startswith(f"{path} is damaged or no checkpoint ("), text
+            assert text.endswith("); delete it")
+            assert "\n" not in text
+            refused += 1
+        # a flipped bit in a number is not noticed: the format has no use for its checksums
+    assert refused >= 40
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match=r"no checkpoint \(it holds a list\); delete it"):
+        load_checkpoint(path)
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "nothing.pt")
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    path, boom = tmp_path / "joint.pt", tmp_path / "boom"
+    torch.save({"module": Bomb(boom)}, path)
+    with pytest.raises(ValueError, match="is damaged or no checkpoint"):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps({"module": Bomb(boom)}))
+    with pytest.raises(ValueError, match="is damaged or no checkpoint"):
+        load_checkpoint(path)
+    assert not boom.exists()

@@ -1,0 +1,334 @@
+"""The loop: a run that is killed and resumed ends in the same bits; two ranks end as one."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from checkpoint import load_checkpoint, save_atomically
+from data.batches import BatchPlan, load_batches
+from fit import Fitted, Schedule, Workplace, fit
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+RECIPE = Path(__file__).parents[2] / "examples/fsenet"
+STEPS = 30
+
+# A process of its own that imports torch once and forks each trial, to be killed or not.
+TRIALS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from torch import distributed, nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+from typing import NamedTuple
+from data.augment import Augmentation, augment
+from data.batches import BatchPlan, generator, load_batches
+from fit import Schedule, Workplace, fit
+from partlocal import HELEN
+
+torch.set_num_threads(1)
+STEPS, folder = int(sys.argv[1]), Path(sys.argv[2])
+HOW = Augmentation(shift=0.1, rotation=10, brightness=0.3, grey=0.2)
+data = TensorDataset(
+    torch.randint(0, 256, (50, 3, 12, 12), dtype=torch.uint8, generator=generator(1)),
+    torch.randint(0, 5, (50,), generator=generator(2)),
+)
+
+class Losses(NamedTuple):
+    loss: torch.Tensor
+
+class Net(nn.Module):
+    def __init__(self, plain):
+        super().__init__()
+        # everything with a memory: BatchNorm's buffers, dropout's draws from the main generator
+        between = nn.Identity() if plain else nn.Sequential(nn.BatchNorm2d(6), nn.Dropout(0.3))
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2), between, nn.PReLU(6), nn.Flatten(), nn.Linear(150, 5)
+        )
+    def forward(self, images, labels):
+        return Losses(F.cross_entropy(self.layers(images), labels))
+
+def train(where, rank=0, world=1, plain=False, pause=0.0, batch=8):
+    torch.manual_seed(0)
+    module = Net(plain).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, 0.9, weight_decay=1e-3)
+    plan = BatchPlan(batch // world, STEPS, 4, rank, world)
+    def batches(first):
+        for rng, (images, labels) in load_batches(data, plan, first):
+            time.sleep(pause)
+            moved = augment(images, None, HELEN, HOW, rng)[0]
+            yield images.float() / 255 if plain else moved, labels
+    place = Workplace(where, torch.device("cpu"), "fp32", rank, world, checkpoint_seconds=0.004)
+    fit("joint", module, batches, Schedule(STEPS, lambda t: 0.1 * (1 - t), optimizer), place)
+    torch.save(module.state_dict(), where / f"end-{rank}.pt")
+
+def start(*arguments, world=1, **more):
+    pids = []
+    (folder / arguments[0]).mkdir(exist_ok=True)
+    store = folder / f"store-{time.monotonic_ns()}"
+    for rank in range(world):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                if world > 1:
+                    distributed.init_process_group(
+                        "gloo", init_method=f"file://{store}", rank=rank, world_size=world
+                    )
+                train(folder / arguments[0], rank, world, **more)
+                if world > 1:
+                    distributed.destroy_process_group()
+                code = 0
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    return pids
+
+def end(pids):
+    for pid in pids:
+        assert os.waitpid(pid, 0)[1] == 0, "a trial failed"
+
+def kill(pids):
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return all(os.waitpid(pid, 0)[1] == signal.SIGKILL for pid in pids)
+
+def until_killed(times, name, **more):
+    rng, path = random.Random(7), folder / name / "joint.pt"
+    for _ in range(times):
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        pids = start(name, pause=0.015, **more)
+        deadline = time.monotonic() + 60
+        while not path.exists() or path.stat().st_mtime_ns == before:  # it got further
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        assert kill(pids), "it had ended before it was killed"
+    end(start(name, **more))
+
+# killed at arbitrary moments or not, the end must be the same
+end(start("whole"))
+until_killed(4, "killed")
+# two processes, and one with their batches together
+end(start("ranks", world=2, plain=True))
+end(start("alone", plain=True))
+end(start("ranks-whole", world=2))
+until_killed(2, "ranks-killed", world=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory):
+    if not hasattr(os, "fork") or not torch.distributed.is_available():
+        pytest.skip("needs fork and gloo")
+    folder = tmp_path_factory.mktemp("trials")
+    paths = os.pathsep.join([str(RECIPE), str(RECIPE.parents[1])])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    done = subprocess.run(
+        [sys.executable, "-c", TRIALS, str(STEPS), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def assert_bits(a, b, path="checkpoint"):
+    assert type(a) is type(b), path
+    if isinstance(a, Tensor):
+        assert a.dtype == b.dtype, path
+        assert a.stride() == b.stride(), path
+        assert a.numpy().tobytes() == b.numpy().tobytes(), path
+    elif isinstance(a, dict):
+        assert list(a) == list(b), path
+        for name in a:
+            assert_bits(a[name], b[name], f"{path}.{name}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_bits(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+def checkpoint(folder):
+    state = load_checkpoint(folder / "joint.pt")
+    for clock in ("seconds", "wait_seconds"):
+        del state["fitted"][clock]
+    return state
+
+
+@pytest.mark.parametrize("name", ["", "ranks-"], ids=["one process", "two processes"])
+def test_killed_and_resumed_is_bit_equal(trials, name):
+    """Weights, BatchNorm's buffers, momentum, the generator and the curve, after every kill."""
+    whole, resumed = checkpoint(trials / f"{name}whole"), checkpoint(trials / f"{name}killed")
+    assert whole["fitted"]["steps"] == STEPS
+    assert [row["step"] for row in whole["fitted"]["history"]] == [*range(0, STEPS, 10), STEPS - 1]
+    assert "layers.1.0.running_mean" in whole["module"]
+    assert whole["optimizer"]["state"][0]["momentum_buffer"].abs().sum() > 0
+    assert_bits(resumed, whole)
+    assert [p.name for p in (trials / f"{name}killed").glob(".*")] == []
+    for rank in range(2 if name else 1):  # what fit leaves in the module, on every rank
+        assert_bits(
+            load_checkpoint(trials / f"{name}killed" / f"end-{rank}.pt"),
+            load_checkpoint(trials / f"{name}whole" / f"end-{rank}.pt"),
+        )
+
+
+def test_two_processes(trials):
+    """Both end in the same bits, BatchNorm's too, and where one with the whole batch ends."""
+    for name in ("ranks", "ranks-whole"):
+        first, second = (load_checkpoint(trials / name / f"end-{rank}.pt") for rank in (0, 1))
+        assert_bits(first, second)
+    two, one = (load_checkpoint(trials / name / "end-0.pt") for name in ("ranks", "alone"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
+    apart = [load_checkpoint(trials / n / "joint.pt")["fitted"]["history"] for n in ("alone",)]
+    assert apart[0][-1]["loss"] < apart[0][0]["loss"]
+
+
+class Losses(NamedTuple):
+    loss: Tensor
+    size: Tensor
+
+
+class Scalar(nn.Module):
+    """One weight w; the loss is w x mean(x)."""
+
+    def __init__(self, w=1.0):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w))
+
+    def forward(self, x: Tensor, absent: Tensor | None) -> Losses:
+        assert absent is None
+        assert self.training
+        return Losses(self.w * x.mean(), self.w.detach().clone())
+
+
+def small(folder, steps=3, module=None, value=2.0, **how):
+    module = Scalar() if module is None else module
+    optimizer = torch.optim.SGD(module.parameters(), lr=99.0)
+    asked = []
+
+    def batches(first):
+        asked.append(first)
+        for _ in range(first, steps):
+            yield torch.full((2,), value), None
+
+    schedule = Schedule(steps, lambda done: 0.1 * (1 - done), optimizer)
+    place = Workplace(folder, torch.device("cpu"), **how)
+    return fit("alone", module, batches, schedule, place), module, asked
+
+
+def test_example(tmp_path):
+    """By hand: w falls by lr x 2 a step, with lr 0.1, 0.0667, 0.0333."""
+    fitted, module, asked = small(tmp_path)
+    assert math.isclose(module.w.item(), 1 - 0.2 * (1 + 2 / 3 + 1 / 3), rel_tol=1e-6)
+    assert asked == [0]
+    assert [(row["step"], row["steps"], row["stage"]) for row in fitted.history] == [
+        (0, 3, "alone"),
+        (2, 3, "alone"),
+    ]
+    assert fitted.history[0]["loss"] == 2.0
+    assert fitted.history[0]["lr"] == 0.1
+    assert math.isclose(fitted.history[1]["size"], 1 - 0.2 * (1 + 2 / 3), rel_tol=1e-6)
+    assert fitted.steps == 3
+    assert 0 <= fitted.wait_seconds <= fitted.seconds
+
+    # a stage that is over is not repeated: no batch is asked for, the weights are those
+    again, other, asked = small(tmp_path, module=Scalar(7.0))
+    assert asked == []
+    assert other.w.item() == module.w.item()
+    assert again == fitted
+
+
+def test_half_a_stage_goes_on(tmp_path):
+    """A checkpoint of step 2 of 3: the batches from there on are asked for, and no others."""
+    module = Scalar(0.5)
+    state = {
+        "module": module.state_dict(),
+        "optimizer": torch.optim.SGD(module.parameters(), lr=99.0).state_dict(),
+        "rng": torch.Generator().manual_seed(5).get_state(),
+        "fitted": vars(Fitted([{"loss": 1.0}], 10.0, 1.0, 2)),
+    }
+    save_atomically(state, tmp_path / "alone.pt")
+    fitted, module, asked = small(tmp_path)
+    assert asked == [2]
+    assert math.isclose(module.w.item(), 0.5 - 0.2 / 3, rel_tol=1e-5)
+    assert fitted.history[0] == {"loss": 1.0}
+    assert fitted.seconds > 10.0
+
+
+def test_bf16(tmp_path):
+    """Autocast is on in the module's call when the precision says so, and only then."""
+    seen = []
+
+    class Asks(Scalar):
+        def forward(self, x: Tensor, absent: Tensor | None) -> Losses:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(x, absent)
+
+    for precision in ("fp32", "bf16"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        small(folder, steps=1, module=Asks(), precision=precision)
+    assert seen == [False, True]
+
+
+def test_one_network_trains_as_the_other(tmp_path):
+    """Steps without `rank 0`'s pen: another rank writes no checkpoint."""
+    small(tmp_path, rank=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors(tmp_path):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"the loss of stage alone is inf at step 0: lower --lr, or use --precision fp32",
+    ):
+        small(tmp_path, value=math.inf)
+    assert list(tmp_path.iterdir()) == []
+
+    path = tmp_path / "alone.pt"
+    small(tmp_path)
+    with pytest.raises(ValueError, match="saved by another architecture") as caught:
+        small(tmp_path, module=nn.Linear(3, 4))
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("resume with the options that the run was started with")
+
+    class Wider(Scalar):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3))
+
+    with pytest.raises(ValueError, match=r"another architecture \(size mismatch for w"):
+        small(tmp_path, module=Wider())
+
+    save_atomically({"module": {}}, path)
+    with pytest.raises(ValueError, match=r"is no checkpoint of a stage \(no fitted\); delete it"):
+        small(tmp_path)
+    path.write_bytes(b"junk")
+    with pytest.raises(ValueError, match="is damaged or no checkpoint"):
+        small(tmp_path)
+
+
+def test_the_recipes_batches_fit(tmp_path):
+    """`load_batches` ends with the last step: the loop never asks for one more."""
+    data = TensorDataset(torch.arange(5.0))
+    module, plan = Scalar(), BatchPlan(2, 7, seed=0)
+    batches = lambda first: ((x, None) for _, (x,) in load_batches(data, plan, first))  # noqa: E731
+    schedule = Schedule(7, lambda _: 0.0, torch.optim.SGD(module.parameters(), lr=1.0))
+    fitted = fit("alone", module, batches, schedule, Workplace(tmp_path, torch.device("cpu")))
+    assert fitted.steps == 7
+    assert module.w.item() == 1.0
