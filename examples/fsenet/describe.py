@@ -51,8 +51,7 @@ def describe(
         images: uint8 `n 3 h w`.
         place: device and precision.
         mean_maps: `k h w`, the mean of the training set's maps, for the control of that name.
-        strangers: for each picture the index of a picture of somebody else; None leaves the
-            controls out.
+        strangers: for each picture the index of a picture of somebody else, for the others.
         batch_size: pictures a step.
     """
     net.eval()
@@ -65,9 +64,10 @@ def describe(
     halves: dict[str, list[Tensor]] = {}
     for mirror, own in zip((False, True), maps, strict=True):
         variants = {"own": own}
-        if strangers is not None and mean_maps is not None:
+        if mean_maps is not None:
             mean = parts.flip(mean_maps) if mirror else mean_maps
             variants["mean maps"] = mean.to(own).expand_as(own)
+        if strangers is not None:
             variants["another person's maps"] = own[strangers]
             variants["uniform maps"] = torch.ones_like(own[:1]).expand_as(own)
         for name, vectors in _describe_view(net, images, mirror, variants, place, batch_size):

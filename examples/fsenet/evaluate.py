@@ -12,6 +12,7 @@ are evaluated as published; only for networks that were not trained on people of
 import json
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -109,9 +110,16 @@ def read_embeddings(path: Path, names: tuple[str, ...]) -> Tensor:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found, embeddings = arrays["names"], arrays["embeddings"]
-    except (KeyError, zipfile.BadZipFile, ValueError) as error:
+    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} holds no arrays 'embeddings' and 'names' ({error})") from None
+    if found.ndim != 1:
+        raise ValueError(f"{path}: names must be a list of strings; got {list(found.shape)}")
+    if embeddings.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: embeddings must be real numbers; got dtype {embeddings.dtype}")
     row = {str(name): number for number, name in enumerate(found)}
+    if len(row) < len(found):
+        twice = next(str(name) for i, name in enumerate(found) if row[str(name)] != i)
+        raise ValueError(f"{path} holds two embeddings of {twice}")
     missing = [name for name in names if name not in row]
     if embeddings.ndim != 2 or len(found) != len(embeddings) or missing:
         raise ValueError(

@@ -87,6 +87,6 @@ def load_network(folder: Path) -> PartLocalNet | GlobalNet:
     try:
         return PartLocalNet.from_pretrained(folder)
     except ValueError as error:
-        if "GlobalNet" in str(error):
+        if "holds a GlobalNet, not" in str(error):
             return GlobalNet.from_pretrained(folder)
         raise

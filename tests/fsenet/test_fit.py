@@ -23,6 +23,7 @@ TRIALS = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
+import torch._dynamo  # what every trial would else import for itself, at its first step
 from torch import distributed, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset

@@ -1,0 +1,188 @@
+"""Evaluating a saved network or anybody's embeddings, as a user calls it."""
+
+import dataclasses
+import json
+import pickle
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from data.faces import TestSet as Faces
+from evaluate import Arguments, read_embeddings
+from model import GlobalNet, load_network
+from protocols.pairs import draw_pairs
+
+from partlocal import HELEN, ParsingNet, PartLocalNet
+from partlocal.backbone import Backbone
+from partlocal.labels import FSENET_PARTS
+
+PEOPLE, SAMPLES = 20, 2
+NAMES = tuple(f"P{i:02}/P{i:02}_{k}.jpg" for i in range(PEOPLE) for k in range(SAMPLES))
+
+
+@pytest.fixture
+def test_set(monkeypatch):
+    """A protocol on noise, in place of pictures that take long to draw."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (len(NAMES), 3, 112, 112), dtype=torch.uint8, generator=rng)
+    pairs = draw_pairs(np.repeat(np.arange(PEOPLE), SAMPLES), 4, 0)
+    faces = Faces(images, NAMES, pairs, {"name": "noise"})
+    monkeypatch.setattr(evaluate, "load_test_set", lambda _: faces)
+    return faces
+
+
+def save(path, names, embeddings):
+    np.savez(path, names=np.array(names), embeddings=embeddings)
+    return path
+
+
+def by_person(spoilt=0):
+    """A direction a person; the first `spoilt` people's second pictures show the next person."""
+    who = np.repeat(np.arange(PEOPLE), SAMPLES)
+    who[1 : 2 * spoilt : 2] += 1
+    return np.eye(PEOPLE)[who]
+
+
+def test_example(tmp_path, test_set, capsys):
+    """By hand: 4 of 20 people are taken for their neighbours, so rank 1 is 16 of 20."""
+    order = np.random.default_rng(0).permutation(len(NAMES) + 3)
+    names = np.array([*NAMES, "Extra/1.jpg", "Extra/2.jpg", "Extra/3.jpg"])[order]
+    vectors = np.concatenate([by_person(4), np.ones((3, PEOPLE))])[order]
+    path = save(tmp_path / "e.npz", names, vectors * 7)
+    evaluate.main(Arguments(path, "procedural"))
+    found = json.loads(capsys.readouterr().out)
+    assert found["protocol"] == {"name": "noise", "similarity": "cosine"}
+    arm = found["arms"]["embeddings"]
+    assert arm["rank_1"] == pytest.approx(16 / 20)
+    same = test_set.pairs.same
+    cosines = by_person(4)[test_set.pairs.first] * by_person(4)[test_set.pairs.second]
+    s = cosines.sum(1)
+    wins = [(g > i) + 0.5 * (g == i) for g in s[same] for i in s[~same]]
+    assert arm["auc"] == pytest.approx(np.mean(wins), abs=1e-6)
+
+    output = tmp_path / "found.json"
+    save(path, NAMES, by_person().astype(np.float16))
+    evaluate.main(Arguments(path, "procedural", output=output))
+    assert capsys.readouterr().out == ""
+    assert json.loads(output.read_text())["arms"]["embeddings"]["accuracy"] == 1
+
+
+def test_embeddings(tmp_path):
+    vectors = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
+    path = save(tmp_path / "e.npz", ["a/1", "b/1", "c/1"], vectors)
+    found = read_embeddings(path, ("b/1", "a/1"))
+    torch.testing.assert_close(found, torch.tensor([[0.0, 1.0], [0.6, 0.8]]))
+    whole = save(tmp_path / "i.npz", ["a/1"], np.array([[3, 4]], dtype=np.int32))
+    torch.testing.assert_close(read_embeddings(whole, ("a/1",)), torch.tensor([[0.6, 0.8]]))
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    net = PartLocalNet("resnet10t", ParsingNet(HELEN, 8, 1, grid=32), FSENET_PARTS)
+    net.save_pretrained(folder / "network")
+    GlobalNet(Backbone("resnet10t")).save_pretrained(folder / "baseline")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["network", "baseline"])
+def test_networks(networks, test_set, name, capsys):
+    evaluate.main(Arguments(networks / name, "procedural"))
+    arms = json.loads(capsys.readouterr().out)["arms"]
+    halves = ["global half", "local half", "both"] if name == "network" else ["global half"]
+    assert list(arms) == halves
+    assert all(0 <= arm["accuracy"] <= 1 for arm in arms.values())
+
+
+def test_load_network(networks, tmp_path):
+    assert isinstance(load_network(networks / "network"), PartLocalNet)
+    assert isinstance(load_network(networks / "baseline"), GlobalNet)
+    with pytest.raises(FileNotFoundError, match="is no folder: pass the network/ folder that a"):
+        load_network(tmp_path / "nothing")
+    # a broken FSENet below a folder of the baseline's name is reported as what it is
+    folder = tmp_path / "GlobalNet"
+    load_network(networks / "network").save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+        load_network(folder)
+
+
+def test_procedural_protocol():
+    """Twenty people drawn: ten folds whose people are apart, names that tell them."""
+    arguments = Arguments(None, "procedural", identities=20, samples=2)
+    test = evaluate.load_test_set(arguments)
+    assert test.images.shape[:2] == (40, 3)
+    assert test.names[:3] == ("1000000/0", "1000000/1", "1000001/0")
+    people = {}
+    for i, j, fold in zip(test.pairs.first, test.pairs.second, test.pairs.fold, strict=True):
+        for picture in (i, j):
+            people.setdefault(test.names[picture].split("/")[0], set()).add(fold)
+    assert all(len(folds) == 1 for folds in people.values())
+    assert set.union(*people.values()) == set(range(10))
+    again = evaluate.load_test_set(arguments)
+    assert torch.equal(again.images, test.images)
+    other = evaluate.load_test_set(dataclasses.replace(arguments, seed=1))
+    assert not torch.equal(other.images, test.images)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_errors(tmp_path):
+    with pytest.raises(ValueError, match="--protocol lfw needs --faces: LFW as a folder or zip"):
+        evaluate.load_test_set(Arguments(None, "lfw"))
+    path, boom = tmp_path / "e.npz", tmp_path / "boom"
+    with pytest.raises(FileNotFoundError):
+        read_embeddings(path, ("a/1",))
+
+    two = np.ones((2, 3))
+    wrong = {
+        "no names": lambda: np.savez(path, embeddings=two),
+        "no embeddings": lambda: np.savez(path, names=np.array(["a/1"])),
+        "empty": lambda: path.write_bytes(b""),
+        "junk": lambda: path.write_bytes(b"junk" * 100),
+        "cut": lambda: path.write_bytes(save(path, NAMES, by_person()).read_bytes()[:-30]),
+        "pickle": lambda: path.write_bytes(pickle.dumps(Bomb(boom))),
+        "pickled names": lambda: np.savez(
+            path, names=np.array([Bomb(boom)], dtype=object), embeddings=two
+        ),
+        "one array": lambda: np.lib.format.write_array(path.open("wb"), two),
+        "damaged inside": lambda: path.write_bytes(
+            save(path, NAMES, by_person()).read_bytes().replace(b"NUMPY", b"numpy")
+        ),
+    }
+    for case, write in wrong.items():
+        write()
+        with pytest.raises(ValueError, match="holds no arrays 'embeddings' and 'names'") as caught:
+            read_embeddings(path, ("a/1",))
+        assert "\n" not in str(caught.value), case
+        assert str(caught.value).startswith(str(path)), case
+    assert not boom.exists()
+
+    save(path, ["a/1", "b/1"], two)
+    with pytest.raises(ValueError, match=r"and 2 pictures of the protocol have none, first c/1"):
+        read_embeddings(path, ("a/1", "c/1", "d/1"))
+    for names, embeddings in ((["a/1"], two), (["a/1", "b/1"], two[0]), (["a/1"], two[None])):
+        save(path, names, embeddings)
+        with pytest.raises(ValueError, match=r"must hold one embedding a picture, \[n, d\] with n"):
+            read_embeddings(path, ("a/1",))
+    for embeddings in (np.array([["x"]]), np.array([[1j]])):
+        save(path, ["a/1"], embeddings)
+        with pytest.raises(ValueError, match="embeddings must be real numbers; got dtype"):
+            read_embeddings(path, ("a/1",))
+    save(path, "a/1", two)  # a name that is no list
+    with pytest.raises(ValueError, match=r"names must be a list of strings; got \[\]"):
+        read_embeddings(path, ("a/1",))
+    save(path, ["a/1", "a/1"], two)
+    with pytest.raises(ValueError, match="holds two embeddings of a/1"):
+        read_embeddings(path, ("a/1",))
+    save(path, ["a/1"], np.array([[1.0, np.nan]]))
+    with pytest.raises(ValueError, match="holds embeddings that are not finite"):
+        read_embeddings(path, ("a/1",))
