@@ -27,10 +27,16 @@ def cached_maps(
         images: uint8 `n 3 h w`.
         place: device, precision and folder.
         batch_size: pictures a step.
+
+    Raises:
+        ValueError: the cache is damaged.
     """
     path = place.folder / f"maps-{_key(net, images)}.npy"
     if path.exists():
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it") from None
     net.eval()
     pieces = []
     for rows in slices(len(images), batch_size, "maps"):
@@ -53,7 +59,7 @@ def _key(net: PartLocalNet, images: Tensor) -> str:
 
 
 def _save(array: np.ndarray, path: Path) -> None:
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
+    scratch = path.with_suffix(".tmp")
     try:
         with open(scratch, "wb") as file:
             np.save(file, array)

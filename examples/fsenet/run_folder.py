@@ -31,7 +31,11 @@ def open_folder(options: Options) -> Path:
     if options.resume:
         if not written.exists():
             raise FileNotFoundError(f"{folder} holds no run to resume: leave --resume out")
-        _check_same(json.loads(written.read_text()), plain(options), folder)
+        try:
+            started_with = dict(json.loads(written.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{written} is damaged ({error}): pass another --output") from None
+        _check_same(started_with, plain(options), folder)
         return folder
     if written.exists():
         raise FileExistsError(f"{folder} holds a run: pass --resume, or another --output")

@@ -1,0 +1,232 @@
+"""The folder of a run: found, refused, resumed; and the cache of maps that lies in it."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data.augment import Augmentation
+from fit import Fitted, Workplace
+from machine import write_json
+from maps import cached_maps
+from options import DEFAULT, PROFILES, parse_options
+from results import print_results, speed, write_results
+from run_folder import discard_unused, open_folder, open_workplace, plain
+
+from partlocal import HELEN, ParsingNet, PartLocalNet
+from partlocal.labels import FSENET_PARTS
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def having(**changed):
+    return dataclasses.replace(DEFAULT, **changed)
+
+
+def test_the_next_free_folder():
+    assert open_folder(DEFAULT) == Path("runs/default-0")
+    assert open_folder(DEFAULT) == Path("runs/default-1")
+    assert open_folder(PROFILES["lfw"]) == Path("runs/lfw-0")
+    assert open_folder(DEFAULT) == Path("runs/default-2")
+    assert open_folder(having(resume=True)) == Path("runs/default-2")  # the newest
+    assert json.loads(Path("runs/lfw-0/options.json").read_text()) == plain(PROFILES["lfw"])
+
+
+def test_resume(tmp_path):
+    output = tmp_path / "deep" / "run"
+    options = having(output=output, lr=0.3, milestones=(0.5,))
+    assert open_folder(options) == output
+    before = (output / "options.json").read_bytes()
+    with pytest.raises(FileExistsError, match="run holds a run: pass --resume, or another --outp"):
+        open_folder(options)
+    assert open_folder(dataclasses.replace(options, resume=True)) == output
+    other = dataclasses.replace(
+        options, resume=True, lr=0.2, steps=7, augmentation=Augmentation(flip=0.1)
+    )
+    with pytest.raises(ValueError, match="run was started with steps 800") as caught:
+        open_folder(other)
+    text = str(caught.value)
+    assert "lr 0.3 (now 0.2)" in text
+    assert "augmentation {'flip': 0.5" in text
+    assert "milestones" not in text
+    assert text.endswith(": resume it with the same options")
+    assert "\n" not in text
+    assert (output / "options.json").read_bytes() == before
+
+
+def test_errors(tmp_path, monkeypatch):
+    message = "default-0 does not exist: leave --resume out to begin a run"
+    with pytest.raises(FileNotFoundError, match=message):
+        open_folder(having(resume=True))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no run to resume: leave --resume out"):
+        open_folder(having(resume=True, output=empty))
+    assert list(empty.iterdir()) == []
+
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(OSError, match=r"cannot be written \(.+\): pass another --output"):
+            open_folder(having(output=output))
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # root may write anywhere
+    with pytest.raises(OSError, match=r"empty cannot be written \(Permission denied\): pass anot"):
+        open_folder(having(output=empty))
+    assert list(empty.iterdir()) == []
+
+    (empty / "options.json").write_text("{")
+    with pytest.raises(ValueError, match=r"options.json is damaged \(.*\): pass another --output"):
+        open_folder(having(resume=True, output=empty))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match=r"cannot be written \(Permission denied\)"):
+        open_folder(having(output=tmp_path / "run"))
+
+
+def test_discard_unused(tmp_path):
+    """A run that left nothing but its options is forgotten; one that left more is not."""
+    place = open_workplace(having(output=tmp_path / "run", precision="fp32"))
+    assert (place.precision, place.rank, place.world) == ("fp32", 0, 1)
+    (tmp_path / "run" / "joint.pt").write_bytes(b"")
+    discard_unused(place)
+    assert (tmp_path / "run" / "options.json").exists()
+    (tmp_path / "run" / "joint.pt").unlink()
+    discard_unused(dataclasses.replace(place, rank=1))
+    assert (tmp_path / "run" / "options.json").exists()
+    discard_unused(place)
+    assert not (tmp_path / "run").exists()
+
+
+def test_options():
+    """A profile sets what the command line does not; options of the folder are not compared."""
+    options = parse_options(["--profile", "lfw", "--lr", "0.3", "--parser-options.steps", "5"])
+    expected = dataclasses.replace(PROFILES["lfw"], lr=0.3)
+    assert dataclasses.replace(options, parser_options=expected.parser_options) == expected
+    assert options.parser_options == dataclasses.replace(expected.parser_options, steps=5)
+    assert parse_options([]) == DEFAULT
+    assert parse_options(["--profile=paper"]) == PROFILES["paper"]
+    assert all(profile.profile == name for name, profile in PROFILES.items())
+    a, b = having(resume=True, output=Path("x")), having(faces=Path("x"))
+    assert plain(a) == plain(DEFAULT) != plain(b)
+    assert json.loads(json.dumps(plain(b))) == plain(b)
+
+
+def test_the_rate():
+    """By hand, for the paper: 0.1, a tenth from a quarter of the steps on, and so on."""
+    paper = PROFILES["paper"]
+    rates = [paper.rate(step / 400) for step in (0, 99, 100, 199, 200, 300, 399)]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 1e-4, 1e-4])
+    warm = having(lr=1.0, warmup=0.1, milestones=())
+    np.testing.assert_allclose([warm.rate(d) for d in (0, 0.049, 0.2)], [0.01, 0.5, 1.0])
+
+
+def test_write_json(tmp_path):
+    path = tmp_path / "a.json"
+    write_json({"x": 1}, path)
+    with pytest.raises(TypeError):
+        write_json({"x": object()}, path)
+    assert json.loads(path.read_text()) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return PartLocalNet("resnet10t", ParsingNet(HELEN, 8, 1, grid=32), FSENET_PARTS)
+
+
+def test_the_cache_of_maps(tmp_path, net):
+    """Read back bit for bit; another parser, other pictures or other options compute anew."""
+    place = Workplace(tmp_path, torch.device("cpu"))
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    maps = cached_maps(net, images, place, batch_size=2)
+    assert maps.dtype == torch.float16
+    with torch.inference_mode():
+        own = net.eval().parse(images)[0]
+    torch.testing.assert_close(maps.float(), own, atol=2e-3, rtol=0)
+    (file,) = tmp_path.iterdir()
+
+    def fail(_):
+        raise AssertionError("parsed again")
+
+    net.parse, parse = fail, net.parse
+    assert torch.equal(cached_maps(net, images, place), maps)
+    del net.parse
+    assert net.parse == parse
+
+    images[0, 0, 0, 0] ^= 1
+    cached_maps(net, images, place)
+    with torch.no_grad():
+        next(net.parser.parameters())[0] += 1e-6
+    cached_maps(net, images, place)
+    other = PartLocalNet("resnet10t", net.parser, ("left_eye", "right_eye", "nose"))
+    assert cached_maps(other, images, place).shape[1] == 3
+    assert len(list(tmp_path.iterdir())) == 4
+    assert all(p.suffix == ".npy" for p in tmp_path.iterdir())
+    cached_maps(net, images, dataclasses.replace(place, folder=tmp_path / "rank", rank=1))
+    assert not (tmp_path / "rank").exists()
+
+    for path in tmp_path.iterdir():
+        path.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"maps-\w+.npy is damaged \(.*\): delete it"):
+        cached_maps(net, images, place)
+
+
+def test_results(tmp_path, capsys):
+    stage = Fitted([{"stage": "joint", "step": 0, "loss": 2.0}], 8.0, 2.0, 40)
+    assert speed(stage) == {
+        "steps": 40,
+        "seconds": 8.0,
+        "steps_per_second": 5.0,
+        "data_wait_share": 0.25,
+    }
+    assert speed(Fitted())["steps_per_second"] == 0
+    arm = {"accuracy": 0.9, "standard_error": 0.01, "auc": 0.95, "rank_1": 0.5}
+    metrics = {
+        "shortcuts": {"hair": {"accuracy": 0.5, "standard_error": 0.02}},
+        "parser": {"macro_f1": 0.8, "miou": 0.7, "fasseg": {"f1": {"skin": 0.91}}},
+        "arms": {"joint: both": arm, "global only": {**arm, "accuracy": 0.85}},
+        "paired_tests": [
+            {"a": "a", "b": "b", "difference": 0.05, "standard_error": 0.02, "p_value": 0.01234}
+        ],
+        "seconds": {"total": 61.2},
+        "peak_memory_gb": 1.26,
+    }
+    scores = {"joint: both": np.array([0.5, 0.1]), "global only": np.array([0.4, 0.2])}
+    same = np.array([True, False])
+    write_results(tmp_path, metrics, {"joint": stage}, same, scores, {"x": np.arange(3)})
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written == {**metrics, "training": {"joint": speed(stage)}}
+    assert [json.loads(row) for row in (tmp_path / "history.jsonl").open()] == stage.history
+    with np.load(tmp_path / "scores.npz") as table:
+        assert table["same"].tolist() == [True, False]
+        assert table["arm_names"].tolist() == list(scores)
+        np.testing.assert_allclose(table["scores"], [[0.5, 0.1], [0.4, 0.2]])
+    with np.load(tmp_path / "faces.npz") as faces:
+        assert faces["x"].tolist() == [0, 1, 2]
+    print_results(metrics)
+    printed = capsys.readouterr().out
+    for text in (
+        "shortcut: hair",
+        "50.00 ± 2.00 %",
+        "macro-F1 0.800, mIoU 0.700",
+        "skin 0.91",
+        "90.00 ± 1.00 %",
+        "0.9500",
+        "50.0 %",
+        "a - b: +5.00 ± 2.00 %, p = 0.012",
+        "61 s, 1.3 GB at the peak",
+    ):
+        assert text in printed, text
