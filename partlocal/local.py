@@ -207,6 +207,8 @@ class PartLocalNet(HubModule):
         self.parser = parser
         selected = None if parser is None else parser.labels.select(*parts)
         self.parts = tuple(parts) if selected is None else selected.names
+        if isinstance(parts, str) or not self.parts or len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"parts must be different names, at least one; got {parts!r}")
         self.local_weight = local_weight
         self.options = options
         self.implementation = implementation

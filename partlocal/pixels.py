@@ -69,6 +69,8 @@ class Pixels(nn.Module):
                 f"images must be uint8 or floating point; got {images.dtype}: "
                 "pass images.to(torch.uint8) or images.float() / 255"
             )
+        if self.input == "normalized" and images.dtype == torch.uint8:
+            raise TypeError("images must be floating point where input='normalized'; got uint8")
         if torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return
         if images.shape[0] == 0:

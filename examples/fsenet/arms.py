@@ -88,7 +88,7 @@ def measure(
                 1,
             ),
         }
-        if test.lfw is not None and "test_folds" in test.flags:
+        if test.lfw is not None:
             found = test.lfw.evaluate_held_out(
                 test.names, vectors.numpy(), test.flags["test_folds"]
             )

@@ -49,7 +49,7 @@ def test_resume(tmp_path):
     other = dataclasses.replace(
         options, resume=True, lr=0.2, steps=7, augmentation=Augmentation(flip=0.1)
     )
-    with pytest.raises(ValueError, match="run was started with steps 800") as caught:
+    with pytest.raises(ValueError, match=f"was started with steps {options.steps}") as caught:
         open_folder(other)
     text = str(caught.value)
     assert "lr 0.3 (now 0.2)" in text

@@ -33,33 +33,35 @@ def draw_pairs(identities: np.ndarray, pairs_per_fold: int, seed: int, folds: in
 
     Args:
         identities: of each picture, n; every identity needs two pictures.
-        pairs_per_fold: half of them genuine, no pair twice.
+        pairs_per_fold: half of them genuine, no pair twice; fewer where the fold with the fewest
+            genuine pairs has no more.
         seed: of the draw.
         folds: groups; each needs at least two identities.
     """
     rng = np.random.default_rng(seed)
-    groups = np.array_split(np.unique(identities), folds)
-    first, second, same, fold = [], [], [], []
-    for number, group in enumerate(groups):
+    candidates = []
+    for group in np.array_split(np.unique(identities), folds):
         pictures = np.flatnonzero(np.isin(identities, group))
         i, j = (pictures[side] for side in np.triu_indices(len(pictures), k=1))
-        genuine = identities[i] == identities[j]
+        candidates.append((i, j, identities[i] == identities[j]))
+    genuine, impostor = (
+        min(np.count_nonzero(same == wanted) for _, _, same in candidates)
+        for wanted in (True, False)
+    )
+    count = min(pairs_per_fold // 2, genuine, impostor)
+    if count == 0:
+        raise ValueError(
+            f"identities: a fold of {folds} has {genuine} genuine and {impostor} impostor pairs; "
+            "it needs two people, and two pictures of one of them"
+        )
+    columns: list[list[np.ndarray]] = [[], [], [], []]
+    for number, (i, j, same) in enumerate(candidates):
         for wanted in (True, False):
-            available = np.flatnonzero(genuine == wanted)
-            count = pairs_per_fold // 2
-            if len(available) < count:
-                raise ValueError(
-                    f"pairs_per_fold: fold {number} has {len(available)} "
-                    f"{'genuine' if wanted else 'impostor'} pairs, fewer than {count}: "
-                    "draw fewer pairs, or more samples of more identities"
-                )
-            chosen = rng.choice(available, count, replace=False)
-            first.append(i[chosen])
-            second.append(j[chosen])
-            same.append(np.full(count, wanted))
-            fold.append(np.full(count, number))
-    columns = [np.concatenate(column) for column in (first, second, same, fold)]
-    return Pairs(*columns, identities=identities)
+            chosen = rng.choice(np.flatnonzero(same == wanted), count, replace=False)
+            values = (i[chosen], j[chosen], same[chosen], np.full(count, number))
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
+    return Pairs(*(np.concatenate(column) for column in columns), identities=identities)
 
 
 def strangers(identities: np.ndarray, seed: int) -> np.ndarray:

@@ -1,0 +1,218 @@
+"""What a run trains and tests on: people are held out, and every picture keeps its owner."""
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data import faces
+from data.faces import (
+    TEST_FROM,
+    DrawnFaces,
+    draw_faces,
+    drawn_sets,
+    drawn_test_set,
+    lfw_test_set,
+    picture_sets,
+)
+from PIL import Image
+
+LFW = Path(__file__).parents[2] / "../shared/data/lfw112.zip"
+
+
+def picture(owner, number):
+    """A picture that says whose it is."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (owner, number, 7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make(path, people, samples):
+    """`samples` pictures of each person, or as many as it says for each."""
+    counts = [samples] * people if isinstance(samples, int) else samples
+    with zipfile.ZipFile(path, "w") as archive:
+        for owner in range(people):
+            for number in range(counts[owner]):
+                archive.writestr(f"P{owner:03}/{number}.png", picture(owner, number))
+    return path
+
+
+def owners(images):
+    return set(images[:, 0, 0, 0].tolist())
+
+
+def test_drawn_faces():
+    drawn = draw_faces(3, range(TEST_FROM, TEST_FROM + 2), 2, workers=0)
+    assert drawn.images.shape[:2] == (4, 3)
+    assert drawn.images.dtype == drawn.labels.dtype == torch.uint8
+    assert drawn.labels.shape == (4, *drawn.images.shape[2:])
+    assert drawn.identities.tolist() == [0, 0, 1, 1]
+    # a face is a function of who it is: the second person alone is the same, with workers too
+    alone = draw_faces(3, range(TEST_FROM + 1, TEST_FROM + 2), 2, workers=1)
+    assert torch.equal(alone.images, drawn.images[2:])
+    assert torch.equal(alone.labels, drawn.labels[2:])
+    assert not torch.equal(draw_faces(3, range(1), 2, workers=0).images, drawn.images[:2])
+
+
+def drawn(people, samples):
+    n = people * samples
+    images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 2, 2)
+    return DrawnFaces(images, images[:, 0], torch.arange(people).repeat_interleave(samples))
+
+
+def test_drawn_sets():
+    train, test = drawn_sets(drawn(5, 4), drawn(30, 3), seed=0)
+    assert train.num_identities == 5
+    assert len(train.dataset) == 20
+    for index in (0, 7, 19):
+        image, identity, number = train.dataset[index]
+        assert (image[0, 0, 0], identity, number) == (index, index // 4, index)
+    assert test.names[3:5] == ("1000001/0", "1000001/1")
+    assert test.flags["pairs"] == len(test.pairs.same) == 10 * 18  # 3 people, 3 pairs of each
+    assert test.flags["identities"] == 30
+    assert len(drawn_test_set(drawn(200, 6), 0).pairs.same) == 3000
+    pairs = drawn_test_set(drawn(20, 2), 0).pairs
+    assert len(pairs.same) == 10 * 4
+
+
+def check_held_out(train, test, people):
+    assert train.images is not None
+    assert owners(train.images) & owners(test.images) == set()
+    assert owners(train.images) | owners(test.images) == set(range(people))
+    assert train.num_identities == len(owners(train.images))
+    _, identities, index = train.dataset.tensors
+    assert index.tolist() == list(range(len(train.images)))
+    assert sorted(set(identities.tolist())) == list(range(train.num_identities))
+    # one label is one person, in both sets
+    for images, labels in ((train.images, identities), (test.images, test.pairs.identities)):
+        pairs = {(int(i[0, 0, 0]), int(k)) for i, k in zip(images, labels, strict=True)}
+        assert len(pairs) == len(owners(images)) == len({k for _, k in pairs})
+    for name, image in zip(test.names, test.images, strict=True):
+        assert name == f"P{image[0, 0, 0]:03}/{image[1, 0, 0]}.png"
+    same = [
+        test.names[i].split("/")[0] == test.names[j].split("/")[0]
+        for i, j in zip(test.pairs.first, test.pairs.second, strict=True)
+    ]
+    assert same == test.pairs.same.tolist()
+    assert np.unique(test.pairs.fold).tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("samples", [2, 5])
+def test_a_folder_of_pictures(tmp_path, samples):
+    """130 people of whom 60 test, with as few as two pictures each."""
+    path = make(tmp_path / "faces.zip", 130, samples)
+    train, test = picture_sets(path, seed=0)
+    check_held_out(train, test, 130)
+    assert test.flags["identities"] == len(owners(test.images)) == 60
+    assert len(test.pairs.same) == 10 * {2: 12, 5: 120}[samples]
+    assert test.lfw is None
+    again, other = picture_sets(path, seed=0)[1], picture_sets(path, seed=1)[1]
+    assert again.names == test.names
+    assert np.array_equal(again.pairs.first, test.pairs.first)
+    assert set(other.names) != set(test.names)
+
+
+def test_people_with_one_picture_only_train(tmp_path):
+    path = make(tmp_path / "faces.zip", 140, [1 if i % 2 else 4 for i in range(140)])
+    train, test = picture_sets(path, seed=0)
+    check_held_out(train, test, 140)
+    assert {i % 2 for i in owners(test.images)} == {0}
+
+
+def test_streamed(tmp_path, monkeypatch):
+    """More pictures than memory shall hold are read when they are asked for: the same items."""
+    path = make(tmp_path / "faces.zip", 121, 2)
+    held, _ = picture_sets(path, seed=0)
+    monkeypatch.setattr(faces, "IN_MEMORY", 100)
+    streamed, _ = picture_sets(path, seed=0)
+    assert streamed.images is None
+    assert streamed.num_identities == held.num_identities
+    assert len(streamed.dataset) == len(held.dataset) == 2 * 61
+    for index in (0, 50, 121):
+        pairs = zip(held.dataset[index], streamed.dataset[index], strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def lfw_like(path):
+    """LFW's layout: ten folds of two people with three pictures, and two people of no fold."""
+    pairs, people = ["10\t2"], []
+    for fold in range(10):
+        a, b = (f"P{2 * fold + i:03}" for i in (0, 1))
+        people += [f"{a} {fold} 3", f"{b} {fold} 3"]
+        pairs += [f"{a}\t1\t2", f"{b}\t2\t3", f"{a}\t1\t{b}\t1", f"{a}\t2\t{b}\t3"]
+    people += ["P020 -1 3", "P021 -1 3"]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("pairs.txt", "\n".join(pairs) + "\n")
+        archive.writestr("identity_folds.txt", "\n".join(people) + "\n")
+        for owner in range(22):
+            for number in (1, 2, 3):
+                name = f"P{owner:03}/P{owner:03}_{number:04}.jpg"
+                buffer = io.BytesIO()
+                Image.new("RGB", (16, 16), (owner * 10, 0, 0)).save(buffer, "JPEG", quality=100)
+                archive.writestr(name, buffer.getvalue())
+    return path
+
+
+def test_lfws_lists_decide(tmp_path):
+    """Folds 8 and 9 test, everybody else trains; the pairs are the lists', in their order."""
+    train, test = picture_sets(lfw_like(tmp_path / "lfw.zip"), seed=0)
+    assert {name.split("/")[0] for name in test.names} == {f"P{i:03}" for i in range(16, 20)}
+    assert train.num_identities == 18
+    near = {round(int(red) / 10) for red in owners(train.images)}
+    assert near == {*range(16), 20, 21}
+    assert [test.names[i] for i in test.pairs.first[:4]] == [
+        "P016/P016_0001.jpg",
+        "P017/P017_0002.jpg",
+        "P016/P016_0001.jpg",
+        "P016/P016_0002.jpg",
+    ]
+    assert [test.names[i] for i in test.pairs.second[:3]] == [
+        "P016/P016_0002.jpg",
+        "P017/P017_0003.jpg",
+        "P017/P017_0001.jpg",
+    ]
+    assert test.pairs.same.tolist() == [True, True, False, False] * 2
+    assert test.pairs.fold.tolist() == [8] * 4 + [9] * 4
+    assert test.flags["comparable_with_published"] is False
+    assert test.flags["pairs"] == 8
+    assert test.lfw is not None
+
+    # all ten folds are the published protocol, whose pairs alone are scored
+    protocol = test.lfw
+    every = lfw_test_set(tmp_path / "lfw.zip", protocol, range(10))
+    assert every.flags["comparable_with_published"] is True
+    assert len(every.pairs.same) == 40
+    assert every.lfw is None
+
+
+def test_errors(tmp_path):
+    path = make(tmp_path / "few.zip", 119, 2)
+    message = r"few.zip has 119 identities, 119 of them with two pictures or more: testing needs 60"
+    with pytest.raises(ValueError, match=message):
+        picture_sets(path, 0)
+    path = make(tmp_path / "single.zip", 130, 1)
+    with pytest.raises(ValueError, match="has 130 identities, 0 of them with two pictures"):
+        picture_sets(path, 0)
+    for people, samples, found in ((19, 4, "6 genuine and 0"), (30, 1, "0 genuine and 3")):
+        message = f"a fold of 10 has {found} impostor pairs; it needs two people"
+        with pytest.raises(ValueError, match=message):
+            drawn_test_set(drawn(people, samples), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LFW.exists(), reason="needs LFW at 112x112")
+def test_lfw():
+    train, test = picture_sets(LFW, seed=0)
+    tested = {name.split("/")[0] for name in test.names}
+    with zipfile.ZipFile(LFW) as archive:
+        everybody = {name.split("/")[-2] for name in archive.namelist() if name.endswith(".jpg")}
+    assert train.num_identities == len(everybody - tested)
+    assert len(test.pairs.same) == 1200
+    assert test.pairs.same.sum() == 600
+    assert len(train.images) + len(test.images) == 13233
+    seen = {hashlib.sha256(image.numpy().tobytes()).digest() for image in train.images}
+    shared = sum(hashlib.sha256(i.numpy().tobytes()).digest() in seen for i in test.images)
+    assert shared == 0
