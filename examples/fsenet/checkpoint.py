@@ -31,13 +31,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         OSError: the file is not there or cannot be read.
         ValueError: the file is damaged, or is no checkpoint.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # damaged bytes fail in as many ways as the format has parts
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is damaged or no checkpoint ({reason}); delete it") from None
+    with open(path, "rb") as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged bytes fail in as many ways as the format has parts
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{path} is damaged or no checkpoint ({reason}); delete it") from None
     if not isinstance(state, dict):
         raise ValueError(
             f"{path} is damaged or no checkpoint (it holds a {type(state).__name__}); delete it"
