@@ -60,7 +60,9 @@ def test_properties(mean, std, seed):
 def test_integer_constants_are_numbers():
     """mean=(0, 0, 0) must not turn the pictures into integers."""
     x = picture()
-    assert torch.equal(Pixels((0, 0, 0), (1, 1, 1))(x), x.float() / 255)
+    pixels = Pixels((0, 0, 0), (1, 1, 1))
+    assert torch.equal(pixels(x), x.float() / 255)
+    assert torch.equal(pixels(x.float() / 255), x.float() / 255)
 
 
 def test_normalized_passes():
