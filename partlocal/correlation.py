@@ -62,9 +62,27 @@ def structure_correlation(
     pairs = torch.stack([distance[:, pair], cosine[:, rows, others]], dim=3)
     if visibility is not None:
         present = (visibility > 0) & nonzero[:, :, 0]
-        both = present[:, rows] & present[:, others]
-        pairs = torch.where(both[..., None], pairs, 0)
+        pairs = torch.where(_both(present)[..., None], pairs, 0)
     return torch.cat([wide, pairs.flatten(2)], dim=2).to(result_dtype(parts))
+
+
+def present_numbers(
+    parts: Float[Tensor, "b k c"], visibility: Float[Tensor, "b k"] | Bool[Tensor, "b k"]
+) -> Bool[Tensor, "b k f"]:
+    """Return which numbers of `structure_correlation` describe parts that are there.
+
+    >>> present_numbers(torch.tensor([[[3.0], [0.0], [2.0]]]), torch.ones(1, 3)).int()
+    tensor([[[1, 0, 0, 1, 1],
+             [0, 0, 0, 0, 0],
+             [1, 1, 1, 0, 0]]], dtype=torch.int32)
+
+    Args:
+        parts: one vector a part, zeros where it is absent.
+        visibility: how visible each part is, 0 where it is absent.
+    """
+    present = (visibility > 0) & (parts != 0).any(2)
+    own = present[..., None].expand_as(parts)
+    return torch.cat([own, _both(present).repeat_interleave(2, dim=2)], dim=2)
 
 
 class StructureCorrelation(nn.Module):
@@ -102,6 +120,12 @@ def _others(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
     rows = torch.arange(k, device=device)[:, None]
     others = torch.arange(k - 1, device=device)[None]
     return rows.expand(k, k - 1), others + (others >= rows)
+
+
+def _both(present: Tensor) -> Tensor:
+    """Return at [b, i, j] whether part i and the j-th of the other parts are present."""
+    rows, others = _others(present.shape[1], present.device)
+    return present[:, rows] & present[:, others]
 
 
 def _check_inputs(parts: Tensor, visibility: Tensor | None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from partlocal.backbone import Backbone
-from partlocal.correlation import StructureCorrelation
+from partlocal.correlation import StructureCorrelation, present_numbers
 from partlocal.hub import HubModule
 from partlocal.kernels import Implementation
 from partlocal.parsing import LogitsAdapter, ParsingNet
@@ -83,7 +83,8 @@ class LocalBranch(nn.Module):
             linear map, shared by the parts, follows the pooling.
         norm: `"batch"` standardises every number of the local vector over the batch (affine-free
             BatchNorm) before its L2 norm. Distances between parts are all positive and would
-            otherwise make the vectors of different people look alike. None: the paper.
+            otherwise make the vectors of different people look alike. The numbers of absent parts
+            stay 0, which is then the mean of a number. None: the paper.
         pool: the pooling layer.
         correlation: the relation layer.
 
@@ -135,10 +136,19 @@ class LocalBranch(nn.Module):
                 f"features and maps must be [b, {self.channels}, h, w] and "
                 f"[b, {self.num_parts}, h, w]; got {list(features.shape)} and {list(maps.shape)}"
             )
+        if self.norm == "batch" and self.training and len(features) == 1:
+            raise ValueError(
+                "features must hold at least two images in training, over which norm='batch' "
+                "standardises; got a batch of 1: call .eval(), or take norm=None"
+            )
         pooled = self.pool(features, maps, visibility)
         parts = self.projection(pooled.parts)
         local = self.correlation(parts, pooled.visibility).flatten(1)
-        local = F.normalize(self.standardize(local).float(), dim=1)
+        if self.norm == "batch":
+            # the zeros of an absent part would come out as constants that say "absent" alike
+            there = present_numbers(parts, pooled.visibility).flatten(1)
+            local = torch.where(there, self.standardize(local), 0)
+        local = F.normalize(local.float(), dim=1)
         return LocalFeatures(local, parts, pooled.mass, pooled.visibility)
 
     def extra_repr(self) -> str:

@@ -133,6 +133,23 @@ def test_branch_norm_spreads_impostors():
     assert mean_cosine("batch").abs() < 0.1
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_absent_parts_stay_out_of_the_local_vector(training):
+    torch.manual_seed(0)
+    branch = LocalBranch(5, 3).train(training)
+    branch.standardize.running_mean.uniform_(-1, 1)
+    features, maps = torch.rand(4, 5, 4, 4), torch.rand(4, 3, 4, 4)
+    maps[1, 2] = 0  # picture 1 lacks part 2
+    vector = branch(features, maps).vector.view(4, 3, 5 + 2 * 2)
+
+    zero = vector == 0
+    expected = torch.zeros_like(zero)
+    expected[1, 2] = True  # part 2 itself
+    expected[1, :2, 5 + 2 :] = True  # its pairs: the last of the two others of parts 0 and 1
+    assert torch.equal(zero, expected)
+    assert torch.allclose(vector.flatten(1).norm(dim=1), torch.ones(4))
+
+
 def test_saving_refuses_what_loading_could_not_rebuild(tmp_path):
     class Segmenter(nn.Module):
         def forward(self, x):
@@ -184,6 +201,8 @@ def test_errors(net, images, monkeypatch):
         LocalBranch(8, 3, norm="layer")
     with pytest.raises(ValueError, match=r"features and maps must be \[b, 8, h, w\]"):
         LocalBranch(8, 3)(torch.rand(2, 9, 7, 7), torch.rand(2, 3, 7, 7))
+    with pytest.raises(ValueError, match="got a batch of 1: call .eval()"):
+        LocalBranch(8, 3)(torch.rand(1, 8, 7, 7), torch.rand(1, 3, 7, 7))
     with pytest.raises(ValueError, match="images must be floats in"):
         net(255 * images)
     with pytest.raises(ValueError, match="pass tap and map_size to it instead"):
