@@ -6,7 +6,7 @@ import iresnet
 import pytest
 import timm
 import torch
-from iresnet import NAMES, Block, IResNet, checkpoint_filter_fn
+from iresnet import NAMES, Block, IResNet, PReLU, checkpoint_filter_fn
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
@@ -99,6 +99,25 @@ def test_block():
     shortcut = bn(conv(x, block.downsample[0].weight, stride=2), block.downsample[1])
     torch.testing.assert_close(block(x), y + shortcut)
     assert (block(x) < 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5, 7)])
+def test_prelu(dtype, shape):
+    """The form for CPUs has the values and the gradients of torch's."""
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    mine, theirs = PReLU(3), nn.PReLU(3, dtype=dtype)
+    for module in (mine, theirs):
+        module.weight.data.copy_(torch.tensor([0.25, 1.5, -0.5]))
+    y = mine(x)
+    assert torch.equal(y, theirs(x))
+    upstream = torch.randn_like(y)
+    found = torch.autograd.grad(y, (x, mine.weight), upstream)
+    expected = torch.autograd.grad(theirs(x), (x, theirs.weight), upstream)
+    tolerance = {"rtol": 2e-2, "atol": 2e-1} if dtype == torch.bfloat16 else {}
+    for ours, torchs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.to(dtype), torchs, check_dtype=False, **tolerance)
 
 
 @pytest.mark.parametrize("name", ["iresnet18", "iresnet10_small"])
