@@ -16,6 +16,7 @@ from partlocal.timm_models import (
     as_argument,
     build,
     by,
+    check_saved,
     first_line,
     instance_args,
     model_name,
@@ -98,7 +99,7 @@ class Backbone(nn.Module):
             wanted = (float(height), float(width))
         if isinstance(model, str):
             model, probed, used = build(model, self.image_size, pretrained, dict(args or {}))
-            self._args: dict[str, Any] | None = used
+            self._args = used
         else:
             if pretrained or args:
                 raise ValueError(
@@ -106,7 +107,7 @@ class Backbone(nn.Module):
                     "pass them to timm.create_model"
                 )
             probed = adopt(model, self.image_size)
-            self._args = instance_args(model)
+            self._args = instance_args(model, {"num_classes": 0})
         self.model = model
         self.pixels = _pixels(model, input)
         self.taps = probed.taps
@@ -146,25 +147,41 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Backbone":
-        """Build a backbone with fresh weights from what `config()` returned."""
+        """Build a backbone with fresh weights from what `config()` returned.
+
+        Raises:
+            ValueError: it is something else; in particular nothing is read or downloaded from
+                where a configuration of unknown origin says.
+        """
+        check_saved(config)
         return cls(**{**config, "image_size": tuple(config["image_size"])})
 
     def forward(self, images: Num[Tensor, "b 3 h w"]) -> BackboneOutput:
         """Return the global vector and the feature map of each picture.
 
         Raises:
+            TypeError: the pictures are neither uint8 nor floating point.
             ValueError: the pictures have another size than `image_size` and the model is bound
-                to that one, or they are no valid pixels.
+                to that one, they are no valid pixels, or in training there is but one and the
+                model standardises single numbers over the batch.
         """
         pixels = self.pixels(images)
-        if torch.compiler.is_compiling() or tuple(images.shape[-2:]) == self.image_size:
+        if torch.compiler.is_compiling():
             return self._run(pixels)
         try:
             return self._run(pixels)
         except torch.cuda.OutOfMemoryError:
             raise
         except (AssertionError, RuntimeError, ValueError) as error:
+            if len(images) == 1 and "more than 1 value per channel" in str(error):
+                raise ValueError(
+                    "images must hold at least two pictures in training, over which a BatchNorm "
+                    f"of {model_name(self.model)} standardises; got a batch of 1: call .eval(), "
+                    "or leave out an incomplete last batch (drop_last=True)"
+                ) from error
             size = tuple(images.shape[-2:])
+            if size == self.image_size:
+                raise
             raise ValueError(
                 f"images are {by(size)}, but {model_name(self.model)} was built for "
                 f"{by(self.image_size)} and cannot take them ({first_line(error)}): resize "
@@ -215,7 +232,7 @@ def _pixels(model: nn.Module, input: str) -> Pixels:
 
 
 def _pair(argument: str, size: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
         raise ValueError(f"{argument} must be a positive int or two of them (h, w); got {size!r}")
     return pair[0], pair[1]

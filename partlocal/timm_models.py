@@ -2,11 +2,15 @@
 
 import difflib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+# Arguments of timm.create_model that say where weights and their description come from.
+SOURCES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,10 @@ class Probe(NamedTuple):
 
 def build(
     name: str, size: tuple[int, int], pretrained: bool, args: dict[str, Any]
-) -> tuple[nn.Module, Probe, dict[str, Any]]:
-    """Build a model by name so that it runs on `size`; also return the arguments that took.
+) -> tuple[nn.Module, Probe, dict[str, Any] | None]:
+    """Build a model by name so that it runs on `size`; also return the arguments that rebuild it.
+
+    These name no source of weights; they are None where timm cannot rebuild the model so.
 
     Raises:
         ValueError: the name is unknown, timm refuses `args`, or the model cannot run on `size`;
@@ -38,12 +44,18 @@ def build(
     """
     import timm  # noqa: PLC0415  (two seconds)
 
+    if "pretrained" in args:
+        raise ValueError("args must not hold 'pretrained': pass pretrained=True beside them")
+
     if ":" not in name and not timm.is_model(name):
         close = difflib.get_close_matches(
             name.partition(".")[0], timm.list_models(), n=3, cutoff=0.5
         )
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
-        raise ValueError(f"model: timm knows no {name!r}: {hint}")
+        raise ValueError(
+            f"model: timm knows no {name!r}: {hint} (a model of your own is known once the file "
+            "that registers it is imported)"
+        )
     rng = torch.get_rng_state()
     found = _first_that_runs(name, size, args)
     if isinstance(found, Exception):
@@ -55,7 +67,37 @@ def build(
         # Only now, so that a failed download is never taken for a refused size.
         torch.set_rng_state(rng)
         model = timm.create_model(name, pretrained=True, **used)
+    if ":" in name or any(source in args for source in SOURCES):
+        return model, probed, instance_args(model, used)
     return model, probed, used
+
+
+def check_saved(config: Mapping[str, Any]) -> None:
+    """Refuse a saved configuration from which timm would read or download anything.
+
+    Raises:
+        ValueError: it holds other keys than those written, a name outside timm's registry, or
+            an argument that says where weights come from.
+    """
+    written = {"model", "args", "tap", "image_size", "input"}
+    if set(config) != written:
+        raise ValueError(
+            f"the config of Backbone must hold {', '.join(sorted(written))}; "
+            f"got {', '.join(sorted(map(str, config)))}"
+        )
+    name, args = config["model"], config["args"]
+    if not isinstance(name, str) or ":" in name:
+        raise ValueError(
+            f"the config of Backbone must name a model of timm's registry, whose building reads "
+            f"nothing; got {name!r}: pass that to Backbone in code if you trust it"
+        )
+    if not isinstance(args, Mapping):
+        raise ValueError(f"the config of Backbone must hold args by name; got {args!r}")
+    if found := [source for source in SOURCES if source in args]:
+        raise ValueError(
+            "the config of Backbone must not say where weights come from, for they are saved "
+            f"beside it; args hold {', '.join(found)}: remove that, or build the backbone in code"
+        )
 
 
 def _first_that_runs(
@@ -179,10 +221,11 @@ def _refusal(
     return f"{name} cannot run on {by(size)} pictures ({first_line(error)}): {way_out}"
 
 
-def instance_args(model: nn.Module) -> dict[str, Any] | None:
+def instance_args(model: nn.Module, used: Mapping[str, Any]) -> dict[str, Any] | None:
     """Find the arguments that rebuild an instance, or None if a rebuilt one would differ.
 
     Older timm records no arguments, and a user may have changed the model: so build and compare.
+    `used` are the arguments that are known.
     """
     name = architecture_name(model)
     if name is None:
@@ -190,7 +233,7 @@ def instance_args(model: nn.Module) -> dict[str, Any] | None:
     import timm  # noqa: PLC0415
 
     recorded: Any = getattr(model, "_model_args", {})
-    args = {**recorded, "num_classes": 0}
+    args = {key: value for key, value in {**recorded, **used}.items() if key not in SOURCES}
     try:
         with torch.device("meta"):  # no memory, no random numbers
             rebuilt = timm.create_model(name, **args)

@@ -321,6 +321,93 @@ def test_config_rebuilds_the_backbone():
     }
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "hf-hub:owner/name"}, "name a model of timm's registry, .*; got 'hf-hub:owner/"),
+        ({"model": "local-dir:/folder"}, "name a model of timm's registry, .*; got 'local-dir:/f"),
+        ({"model": "owner/name"}, "timm knows no 'owner/name'"),
+        ({"model": 3}, "name a model of timm's registry, .*; got 3: pass that to Backbone in code"),
+        (
+            {"args": {"pretrained": True}},
+            "must not say where weights come from, .* hold pretrained:",
+        ),
+        (
+            {"args": {"checkpoint_path": "a.pth"}},
+            "args hold checkpoint_path: remove that, or build",
+        ),
+        (
+            {"args": {"pretrained_cfg": {"url": "a"}, "cache_dir": "b"}},
+            "pretrained_cfg, cache_dir:",
+        ),
+        ({"args": {"pretrained_cfg_overlay": {"file": "a"}}}, "args hold pretrained_cfg_overlay: "),
+        ({"args": ["pretrained"]}, r"the config of Backbone must hold args by name; got \['pretr"),
+        (
+            {"pretrained": True},
+            "must hold args, image_size, input, model, tap; got .*, pretrained,",
+        ),
+    ],
+)
+def test_a_config_reads_and_downloads_nothing(change, message, monkeypatch):
+    """One from elsewhere is refused before timm builds, and so reads, anything."""
+    config = {**Backbone("resnet18").config(), **change}
+    asked = []
+    monkeypatch.setattr(timm, "create_model", lambda *args, **_: asked.append(args))
+    with pytest.raises(ValueError, match=message) as caught:
+        Backbone.from_config(config)
+    assert "\n" not in str(caught.value)
+    assert asked == []
+
+
+def test_where_weights_came_from_is_not_saved(tmp_path):
+    """What is saved rebuilds the model from timm's registry alone, or saving is refused."""
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("resnet18").state_dict(), weights)
+    args = {"checkpoint_path": str(weights), "num_classes": 1000, "drop_rate": 0.1}
+    backbone = Backbone("resnet18", args=args)
+    config = backbone.config()
+    assert config["args"] == {"num_classes": 1000, "drop_rate": 0.1}
+    loaded = torch.load(weights, weights_only=True)
+    assert torch.equal(backbone.model.conv1.weight, loaded["conv1.weight"])
+    again = Backbone.from_config(config)
+    again.load_state_dict(backbone.state_dict(), strict=True)
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    described = {"architecture": "resnet18", "model_args": {"output_stride": 16}}
+    described["pretrained_cfg"] = dict(Backbone("resnet18").model.pretrained_cfg)
+    (folder / "config.json").write_text(json.dumps(described))
+    torch.save(timm.create_model("resnet18").state_dict(), folder / "pytorch_model.bin")
+    backbone = Backbone(f"local-dir:{folder}")
+    assert [t.height for t in backbone.taps] == [56, 28, 14, 7, 7]
+    again = Backbone.from_config(backbone.config())
+    assert again.taps == backbone.taps
+    again.load_state_dict(backbone.state_dict(), strict=True)
+
+    overlay = {"pretrained_cfg_overlay": {"input_size": (1, 224, 224)}}
+    with pytest.raises(ValueError, match="cannot run on 112 x 112 pictures"):  # one channel
+        Backbone("resnet18", args=overlay)
+
+
+def test_one_picture_in_training():
+    """BatchNorm over single numbers is named, and not taken for a wrong size."""
+    for name, built, size in (
+        ("resnet18", 32, 32),  # its last map is one cell
+        ("resnet18", 64, 32),
+        ("mobilenetv4_conv_small_050", 112, 112),  # standardises its vector
+    ):
+        backbone = Backbone(name, image_size=built).train()
+        backbone(torch.rand(2, 3, size, size))
+        backbone.eval()(torch.rand(1, 3, size, size))
+        with pytest.raises(
+            ValueError,
+            match=r"images must hold at least two pictures in training, over which a BatchNorm of "
+            rf"{name}\S* standardises; got a batch of 1: call .eval\(\), or leave out",
+        ) as caught:
+            backbone.train()(torch.rand(1, 3, size, size))
+        assert "\n" not in str(caught.value)
+
+
 def test_instances_that_timm_cannot_rebuild():
     changed = timm.create_model("resnet18")
     changed.layer1 = nn.Identity()
@@ -406,6 +493,16 @@ def test_model_of_another_library():
         ),
         (dict(model="resnet18", tap=-6), ValueError, "tap -6 is out of range"),
         (dict(model="resnet18", tap=1, map_size=28), ValueError, "pass tap or map_size, not both"),
+        (
+            dict(model="iresnet_of_mine"),
+            ValueError,
+            r"timm knows no 'iresnet_of_mine': .* \(a model of your own is known once the file",
+        ),
+        (
+            dict(model="resnet18", args={"pretrained": True}),
+            ValueError,
+            "args must not hold 'pretrained': pass pretrained=True beside them",
+        ),
         (dict(model="resnet18", image_size=0), ValueError, "image_size must be a positive int"),
         (dict(model="resnet18", map_size=-7), ValueError, "map_size must be a positive int"),
         (dict(model="resnet18", input="raw"), ValueError, "input must be 'pixels'"),
