@@ -3,10 +3,19 @@
 import json
 import os
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.utils import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -68,9 +77,18 @@ class HubModule(nn.Module, ModelHubMixin):
     ) -> T:
         """Load what `save_pretrained` wrote, from a folder or the hub, in eval mode.
 
+        Args:
+            pretrained_model_name_or_path: a folder, else a repository of the hub, `owner/name`;
+                a `Path` is always a folder.
+            revision: branch, tag or commit of the repository.
+            cache_dir: where the hub's client keeps what it downloads.
+            force_download: download although the cache holds the files.
+            local_files_only: take the files from the cache, without a network.
+            token: for a private repository.
+
         Raises:
             TypeError: an argument is none of the above; the config has what the module needs.
-            FileNotFoundError: a folder without one of both files.
+            FileNotFoundError: neither folder nor repository, or one without one of both files.
             ValueError: a file is damaged, or of another class or architecture.
         """
         if kwargs:
@@ -78,25 +96,34 @@ class HubModule(nn.Module, ModelHubMixin):
                 f"{cls.__name__}.from_pretrained takes no {sorted(kwargs)}: "
                 f"what the module was built with stands in its {CONFIG}"
             )
-        model_id = str(pretrained_model_name_or_path)
+        source = str(pretrained_model_name_or_path)
 
         def find(name: str) -> str:
-            if os.path.isdir(model_id):
-                path = os.path.join(model_id, name)
+            if os.path.isdir(source):
+                path = os.path.join(source, name)
                 if not os.path.isfile(path):
                     raise FileNotFoundError(
-                        f"{model_id} holds no {name}: pass a folder that save_pretrained wrote"
+                        f"{source} holds no {name}: pass a folder that save_pretrained wrote"
                     )
                 return path
-            return hf_hub_download(
-                model_id,
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
+            if isinstance(pretrained_model_name_or_path, Path) or os.path.exists(source):
+                raise FileNotFoundError(
+                    f"{source} is no folder: pass one that save_pretrained wrote"
+                )
+            try:
+                return hf_hub_download(
+                    source,
+                    name,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            except (OSError, ValueError) as error:
+                raise FileNotFoundError(
+                    f"{source} is no folder here, and {_not_downloaded(error, source, name)}"
+                ) from None
 
         path = find(CONFIG)
         try:
@@ -110,12 +137,73 @@ class HubModule(nn.Module, ModelHubMixin):
             ) from None
         if built_as != cls.__name__:
             raise ValueError(
-                f"{model_id} holds a {built_as}, not a {cls.__name__}: "
+                f"{source} holds a {built_as}, not a {cls.__name__}: "
                 f"load it with {built_as}.from_pretrained"
             )
-        module = cls.from_config(arguments)
+        module = cls._build(path, arguments)
         load_weights(module, find(WEIGHTS))
         return module.eval()
+
+    @classmethod
+    def _build(cls: type[T], path: str | Path, arguments: dict[str, Any]) -> T:
+        """Call `from_config` on what was read from `path`, which anybody may have written."""
+        try:
+            return cls.from_config(arguments)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(
+                f"{path} describes no {cls.__name__} that can be built ({reason}): load what "
+                "was saved as it was saved, with a partlocal at least as new"
+            ) from error
+
+
+def check_keys(
+    owner: str, config: object, required: Collection[str], optional: Collection[str] = ()
+) -> None:
+    """Refuse a configuration that lacks a key, which a default would replace, or has one more.
+
+    >>> check_keys("Scale", {"width": 3, "colour": "red"}, required=["width", "norm"])
+    Traceback (most recent call last):
+    ValueError: the config of Scale must hold width, norm; it lacks norm and has the unknown colour
+
+    Raises:
+        ValueError: a required key is missing, a key is neither required nor optional, or there
+            are no keys.
+    """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"the config of {owner} must hold values by name; got {config!r}")
+    lacks = [key for key in required if key not in config]
+    unknown = [str(key) for key in config if key not in required and key not in optional]
+    if lacks or unknown:
+        wrong = [f"lacks {', '.join(lacks)}"] if lacks else []
+        wrong += [f"has the unknown {', '.join(unknown)}"] if unknown else []
+        expected = f"must hold {', '.join(required)}" if required else ""
+        may = f"may hold {', '.join(optional)}" if optional else ""
+        raise ValueError(
+            f"the config of {owner} {' and '.join(filter(None, [expected, may]))}; "
+            f"it {' and '.join(wrong)}"
+        )
+
+
+def _not_downloaded(error: Exception, repository: str, name: str) -> str:
+    """Say in one line why the hub's client did not return a file; its own texts have several."""
+    if isinstance(error, HFValidationError):
+        return "no owner/name of a repository on the hub either: pass one of both"
+    why = {  # a class stands before those that it derives from
+        GatedRepoError: f"{repository} on the hub is gated: accept its terms there and log in",
+        RepositoryNotFoundError: f"the hub has no repository {repository}, or a private one: "
+        "check the name, or pass token=",
+        RevisionNotFoundError: f"{repository} on the hub has no such revision",
+        LocalEntryNotFoundError: f"{name} of the repository {repository} is not in the hub's cache "
+        "and could not be downloaded: check the path, or the network",
+        EntryNotFoundError: f"{repository} on the hub holds no {name}: pass one that push_to_hub "
+        "wrote",
+    }
+    for kind, text in why.items():
+        if isinstance(error, kind):
+            return text
+    first = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{name} of the repository {repository} could not be downloaded ({first})"
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:

@@ -1,7 +1,7 @@
 """LocalBranch and PartLocalNet: the four layers assembled over any timm backbone (FSENet, 3.2)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from partlocal.backbone import Backbone
 from partlocal.correlation import StructureCorrelation, present_numbers
-from partlocal.hub import HubModule
+from partlocal.hub import HubModule, check_keys
 from partlocal.kernels import Implementation
 from partlocal.parsing import LogitsAdapter, ParsingNet
 from partlocal.part_maps import Activation, Norm, NormOver, PartMaps
@@ -326,15 +326,24 @@ class PartLocalNet(HubModule):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "PartLocalNet":
-        """Build the network with fresh weights from what `config()` returned."""
-        arguments = dict(config)
-        parser = arguments.pop("parser")
+        """Build the network with fresh weights from what `config()` returned.
+
+        The parser is frozen if it was, see `ParsingNet.from_config`. An option that is missing
+        did not exist when the network was saved and takes its default.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a value is refused.
+        """
+        own = ["global_dim", "part_dim", "local_weight"]
+        check_keys("PartLocalNet", config, ["backbone", "parser", "parts", *own, "options"])
+        check_keys("LocalOptions", config["options"], [], [f.name for f in fields(LocalOptions)])
+        parser = config["parser"]
         return cls(
-            Backbone.from_config(arguments.pop("backbone")),
+            Backbone.from_config(config["backbone"]),
             None if parser is None else ParsingNet.from_config(parser),
-            arguments.pop("parts"),
-            options=LocalOptions(**arguments.pop("options")),
-            **arguments,
+            config["parts"],
+            options=LocalOptions(**config["options"]),
+            **{name: config[name] for name in own},
         )
 
     def extra_repr(self) -> str:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from partlocal.hourglass import Hourglass, Stem, resize_bilinear
-from partlocal.hub import HubModule, load_weights
+from partlocal.hub import HubModule, check_keys, load_weights
 from partlocal.labels import HELEN, LabelSet
 from partlocal.pixels import Pixels
 
@@ -37,7 +37,8 @@ class Freezable(nn.Module):
 
         A fixed network stays in eval mode and its parameters take no gradient. Its output is an
         ordinary tensor: it may weigh features that are being learned, and carries gradients to
-        the pictures if these ask for them.
+        the pictures if these ask for them. `ParsingNet.config()` says whether it is fixed, so
+        that a saved network comes back as it was; single parameters fixed by hand do not.
         """
         self.frozen = frozen
         self.requires_grad_(not frozen)
@@ -174,12 +175,24 @@ class ParsingNet(Freezable, HubModule):
             "input_size": self.input_size,
             "grid": self.grid,
             "input": self.pixels.input,
+            "frozen": self.frozen,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "ParsingNet":
-        """Build a network with fresh weights from what `config()` returned."""
-        return cls(**{**config, "labels": LabelSet.from_dict(config["labels"])})
+        """Build a network with fresh weights from what `config()` returned, frozen if it was.
+
+        A configuration without `frozen`, as the first versions wrote it, gives a network that is
+        free to learn, as it always did: call `freeze()` where that was meant.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a value is refused.
+        """
+        names = ["labels", "width", "num_stacks", "bottleneck_size", "input_size", "grid", "input"]
+        check_keys("ParsingNet", config, names, ["frozen"])
+        arguments = {name: config[name] for name in names}
+        parser = cls(**{**arguments, "labels": LabelSet.from_dict(arguments["labels"])})
+        return parser.freeze() if config.get("frozen", False) else parser
 
     def save_compact(
         self, path: str | Path = PRETRAINED, about: Mapping[str, Any] | None = None
@@ -208,7 +221,7 @@ class ParsingNet(Freezable, HubModule):
 
     @classmethod
     def load_compact(cls, path: str | Path) -> "ParsingNet":
-        """Load what `save_compact` wrote, in eval mode.
+        """Load what `save_compact` wrote, in eval mode, frozen if it was.
 
         Raises:
             FileNotFoundError: the weights or the JSON beside them are missing.
@@ -218,17 +231,23 @@ class ParsingNet(Freezable, HubModule):
         for file in (path, path.with_suffix(".json")):
             if not file.is_file():
                 raise FileNotFoundError(f"{file} is missing: ParsingNet.save_compact writes it")
+        config = path.with_suffix(".json")
         try:
-            config = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path.with_suffix('.json')} is damaged ({error})") from None
-        parser = cls.from_config(config["arguments"])
+            arguments = dict(json.loads(config.read_text(encoding="utf-8"))["arguments"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{config} is damaged ({error!r}): load what save_compact wrote"
+            ) from None
+        parser = cls._build(config, arguments)
         load_weights(parser, path)
         return parser.eval()
 
     @classmethod
     def pretrained(cls) -> "ParsingNet":
         """Load the parser that ships with the package, trained on procedural faces alone.
+
+        It is in eval mode and not frozen, whatever it was when it was written: `freeze()` keeps
+        it fixed while its owner trains.
 
         Raises:
             FileNotFoundError: this copy of the package holds no weights.
@@ -238,7 +257,7 @@ class ParsingNet(Freezable, HubModule):
                 f"this copy of partlocal holds no weights/{PRETRAINED.name}: install a release, "
                 "or train a parser and pass its folder to ParsingNet.from_pretrained"
             )
-        return cls.load_compact(PRETRAINED)
+        return cls.load_compact(PRETRAINED).freeze(False).eval()
 
     def extra_repr(self) -> str:
         """Show the arguments."""

@@ -1,8 +1,13 @@
 """Saving and loading without pickle: the path through the hub, and everything that is refused."""
 
+import http.server
 import json
 import os
 import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import huggingface_hub.hub_mixin
 import pytest
@@ -10,7 +15,8 @@ import torch
 from torch import nn
 
 import partlocal.hub
-from partlocal.hub import HubModule, load_weights
+from partlocal import HELEN, ArcFaceHead, ParsingNet, PartLocalNet
+from partlocal.hub import HubModule, check_keys, load_weights
 
 
 class Scale(HubModule):
@@ -92,6 +98,124 @@ def test_the_hub(tmp_path, monkeypatch):
         assert how["cache_dir"] == tmp_path / "cache"
         assert how["force_download"] is how["local_files_only"] is True
         assert how["token"] == "secret"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """What the hub answers where `somebody/head` holds `folder`, and `somebody/half` a part."""
+
+    folder: Path
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        repository, _, rest = self.path[1:].partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        wrong = None
+        if repository not in ("somebody/head", "somebody/half"):
+            wrong = "GatedRepo" if repository == "somebody/gated" else "RepoNotFound"
+        elif revision != "main":
+            wrong = "RevisionNotFound"
+        elif repository == "somebody/half" and name == "model.safetensors":
+            wrong = "EntryNotFound"
+        data = b"" if wrong else (self.folder / name).read_bytes()
+        self.send_response({None: 200, "GatedRepo": 403}.get(wrong, 404))
+        if wrong:
+            self.send_header("X-Error-Code", wrong)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{name}"')
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+LOAD = """
+import os, sys
+from partlocal import ArcFaceHead
+for arguments in sys.argv[1:]:
+    repository, _, revision = arguments.partition("@")
+    try:
+        print(ArcFaceHead.from_pretrained(repository, revision=revision or None))
+    except FileNotFoundError as error:
+        print(repr(str(error)))
+"""
+
+
+def load(cache, *repositories, **environment):
+    """Load in a process of its own, for the hub's client reads the environment once."""
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, *repositories],
+        env={**os.environ, "HF_HOME": str(cache), "NO_PROXY": "*", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+def test_the_hubs_client(tmp_path):
+    """Its real client against a server that answers as the hub does."""
+    (tmp_path / "repository").mkdir()
+    ArcFaceHead(4, 3).save_pretrained(tmp_path / "repository")
+    handler = type("Handler", (Hub,), {"folder": tmp_path / "repository"})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        names = ["somebody/head", "somebody/head@v9", "somebody/gated", "somebody/half", "runs/net"]
+        lines = load(tmp_path / "cache", *names, HF_ENDPOINT=endpoint)
+        server.shutdown()
+    assert lines == [
+        str(ArcFaceHead(4, 3)),
+        "'somebody/head is no folder here, and somebody/head on the hub has no such revision'",
+        "'somebody/gated is no folder here, and somebody/gated on the hub is gated: accept its "
+        "terms there and log in'",
+        "'somebody/half is no folder here, and somebody/half on the hub holds no "
+        "model.safetensors: pass one that push_to_hub wrote'",
+        "'runs/net is no folder here, and the hub has no repository runs/net, or a private one: "
+        "check the name, or pass token='",
+    ]
+    # without a network: what was downloaded before, and one line about what was not
+    assert load(tmp_path / "cache", "somebody/head", "runs/net", HF_HUB_OFFLINE="1") == [
+        str(ArcFaceHead(4, 3)),
+        '"runs/net is no folder here, and config.json of the repository runs/net is not in the '
+        "hub's cache and could not be downloaded: check the path, or the network\"",
+    ]
+
+
+def test_a_missing_folder(tmp_path, monkeypatch):
+    """No name that cannot be a repository's is sent anywhere, and each is refused in one line."""
+    for name in ("missing/local/folder", "./missing", "/no/where", "a b", ""):
+        with pytest.raises(
+            FileNotFoundError,
+            match="is no folder here, and no owner/name of a repository on the hub either: pass",
+        ) as caught:
+            Scale.from_pretrained(name)
+        assert str(caught.value).startswith(f"{name} is")
+        assert "\n" not in str(caught.value)
+    (tmp_path / "file").touch()
+    for wrong in (Path("owner/name"), tmp_path / "none", str(tmp_path / "file")):
+        with pytest.raises(FileNotFoundError, match=r"is no folder: pass one that save_pretrai"):
+            Scale.from_pretrained(wrong)
+
+    def broken(*_, **__):
+        raise ValueError("Force download failed\ndue to the above error.")
+
+    monkeypatch.setattr(partlocal.hub, "hf_hub_download", broken)
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"^owner/name is no folder here, and config.json of the repository owner/name could "
+        r"not be downloaded \(ValueError: Force download failed\)$",
+    ):
+        Scale.from_pretrained("owner/name")
 
 
 def test_push(tmp_path, monkeypatch):
@@ -191,6 +315,89 @@ def test_a_damaged_config(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=r"config.json is damaged, or no config of a Scale"):
         Scale.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"width": 3, "colour": 1}, r"TypeError: .* unexpected keyword argument 'colour'"),
+        ({"width": "3"}, "TypeError: "),
+        ({"breadth": 3}, r"TypeError: .* unexpected keyword argument 'breadth'"),
+        ({"width": []}, "TypeError: "),
+    ],
+)
+def test_a_config_of_another_version(tmp_path, arguments, reason):
+    filled().save_pretrained(tmp_path)
+    config = {"class": "Scale", "arguments": arguments}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=rf"config.json describes no Scale that can be built \({reason}.*\): load"
+    ) as caught:
+        Scale.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_without_what_it_must_hold(tmp_path):
+    ArcFaceHead(4, 3).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["arguments"]["margin"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"no ArcFaceHead that can be built \(KeyError: 'margin'\)"
+    ):
+        ArcFaceHead.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: c.pop("local_weight"),
+            "the config of PartLocalNet must hold .* it lacks local_",
+        ),
+        (lambda c: c.update(tap=1), "the config of PartLocalNet .* has the unknown tap"),
+        (lambda c: c["options"].update(colour=1), "the config of LocalOptions .* unknown colour"),
+        (lambda c: c["backbone"].pop("tap"), "the config of Backbone must hold .*, tap; got args"),
+        (lambda c: c["parser"].update(height=1), "the config of ParsingNet .* unknown height"),
+        (lambda c: c["parser"]["labels"].pop("side"), "KeyError: 'side'"),
+        (lambda c: c.update(options=None), "LocalOptions must hold values by name; got None"),
+        (lambda c: c.update(parts=["ear"]), "ear"),
+        (lambda c: c["backbone"].update(model="hf-hub:a/b"), "a model of timm's registry"),
+    ],
+)
+def test_a_changed_config_of_a_network(tmp_path, change, message):
+    parser = ParsingNet(HELEN, width=4, num_stacks=1, grid=16, input_size=32)
+    net = PartLocalNet("resnet10t", parser, ("nose",), image_size=64)
+    path = tmp_path / "config.json"
+    net.save_pretrained(tmp_path)
+    config = json.loads(path.read_text())
+    change(config["arguments"])
+    path.write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=rf"config.json describes no PartLocalNet that can be built \(.*{message}"
+    ) as caught:
+        PartLocalNet.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "the config of X must hold a, b and may hold c; it lacks a, b"),
+        (
+            {"a": 1, "b": 2, "d": 3, "e": 4},
+            "must hold a, b and may hold c; it has the unknown d, e",
+        ),
+        ({"a": 1, "c": 1, "d": 1}, "it lacks b and has the unknown d"),
+    ],
+)
+def test_check_keys(config, message):
+    check_keys("X", {"a": None, "b": None}, ["a", "b"], ["c"])
+    check_keys("X", {"a": None, "b": None, "c": None}, ["a", "b"], ["c"])
+    with pytest.raises(ValueError, match=f"{message}$"):
+        check_keys("X", config, ["a", "b"], ["c"])
+    with pytest.raises(ValueError, match=r"the config of X may hold c; it has the unknown z$"):
+        check_keys("X", {"z": 1}, [], ["c"])
 
 
 def test_a_subclass_must_say_how_it_was_built(tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from partlocal import parsing
+from partlocal import PartLocalNet, parsing
 from partlocal.labels import HELEN, LAPA, LabelSet
 from partlocal.parsing import LogitsAdapter, ParsingNet, soft_argmax
 
@@ -209,6 +209,43 @@ def test_freeze():
     assert copy.deepcopy(parser.freeze()).train().training is False
 
 
+@pytest.mark.parametrize("owned", [True, False])
+def test_a_saved_parser_stays_frozen(owned, tmp_path):
+    parser = small()
+    parser(torch.rand(4, 3, 32, 32))
+    parser.freeze()
+    images = torch.rand(4, 3, 64, 64)
+    saved = parser
+    if owned:
+        saved = PartLocalNet("resnet10t", parser, ("nose",), image_size=64)
+    saved.save_pretrained(tmp_path)
+    loaded = type(saved).from_pretrained(tmp_path).train()
+    again = loaded.parser if owned else loaded
+    assert again.frozen
+    assert not any(module.training for module in again.modules())
+    assert not any(p.requires_grad for p in again.parameters())
+    assert not owned or all(p.requires_grad for p in loaded.backbone.parameters())
+    before = copy.deepcopy(again.state_dict())
+    loaded(images)
+    assert all(torch.equal(before[name], t) for name, t in again.state_dict().items())
+    assert again.config() == parser.config()
+
+    parser.freeze(False)
+    saved.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    arguments = config["arguments"]["parser"] if owned else config["arguments"]
+    for old in (False, True):  # the first versions did not write whether it was frozen
+        if old:
+            assert arguments.pop("frozen") is False
+            path.write_text(json.dumps(config))
+        loaded = type(saved).from_pretrained(tmp_path).train()
+        again = loaded.parser if owned else loaded
+        assert not again.frozen
+        assert again.training
+        assert all(p.requires_grad for p in again.parameters())
+
+
 def test_warns_once_when_untrained():
     parser = small().freeze()
     with pytest.warns(UserWarning, match="frozen but was never trained: its parts are noise") as w:
@@ -257,6 +294,13 @@ def test_compact(tmp_path, monkeypatch):
     torch.testing.assert_close(again(images), parser.eval()(images), atol=2e-2, rtol=2e-2)
     monkeypatch.setattr(parsing, "PRETRAINED", path)
     assert torch.equal(ParsingNet.pretrained()(images), again(images))
+    parser.freeze().save_compact(path)
+    assert ParsingNet.load_compact(path).train().frozen
+    shipped = ParsingNet.pretrained()  # free, whatever it was when it was written
+    assert not shipped.training
+    assert shipped.train().training
+    assert all(p.requires_grad for p in shipped.parameters())
+    parser.freeze(False)
 
     ParsingNet().save_compact(tmp_path / "default.safetensors")
     assert (tmp_path / "default.safetensors").stat().st_size <= 3e6
@@ -282,8 +326,14 @@ def test_compact_errors(tmp_path, monkeypatch):
     config.write_text(text.replace('"width": 8', '"width": 16'))
     with pytest.raises(ValueError, match="does not fit this ParsingNet"):
         ParsingNet.load_compact(path)
-    config.write_text(text[:40])
-    with pytest.raises(ValueError, match=r"net\.json is damaged"):
+    for damaged in (text[:40], "[]", "{}", '{"arguments": 3}'):
+        config.write_text(damaged)
+        with pytest.raises(ValueError, match=r"net\.json is damaged .*: load what save_compact wr"):
+            ParsingNet.load_compact(path)
+    config.write_text(text.replace('"width"', '"breadth"'))
+    with pytest.raises(
+        ValueError, match=r"net\.json describes no ParsingNet .* lacks width and has .* breadth\)"
+    ):
         ParsingNet.load_compact(path)
     config.write_text(text)
     path.write_bytes(path.read_bytes()[:-100])
