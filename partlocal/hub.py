@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from huggingface_hub.utils import (
     EntryNotFoundError,
@@ -58,7 +59,11 @@ class HubModule(nn.Module, ModelHubMixin):
         return result
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        # cloned, because safetensors refuses tensors that share memory, as tied weights do
+        tensors = {
+            name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, t in self.state_dict().items()
+        }
         config = {"class": type(self).__name__, "arguments": self.config()}
         save_file(tensors, save_directory / WEIGHTS)
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

@@ -203,8 +203,16 @@ class ParsingNet(Freezable, HubModule):
             path: where the `.safetensors` goes; `load_compact` and, at the default, `pretrained`
                 read it.
             about: what a reader should know of these weights (recipe, seed, scores).
+
+        Raises:
+            ValueError: the path ends otherwise, or a weight is beyond half precision's range.
         """
         path = Path(path)
+        if path.suffix != ".safetensors":
+            raise ValueError(
+                f"path must end in .safetensors, beside which a .json goes; got {path}"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
             # Statistics and offsets stay as they are: they are few and may exceed half's range.
             name: (t.half() if t.ndim == 4 and "pixels" not in name else t).contiguous().cpu()

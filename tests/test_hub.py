@@ -253,6 +253,21 @@ def test_views_and_layouts_are_saved_as_their_values(tmp_path):
     assert Scale.from_pretrained(tmp_path).w.tolist() == [0, 2, 4, 6]
 
 
+def test_tied_weights_are_saved_under_both_names(tmp_path):
+    class Tied(Scale):
+        def __init__(self, width=2):
+            super().__init__(width)
+            self.again = self.w
+
+    module = Tied(4)
+    module.save_pretrained(tmp_path)
+    with torch.no_grad():
+        module.w.zero_()
+    loaded = Tied.from_pretrained(tmp_path)
+    assert loaded.again is loaded.w
+    assert loaded.w.tolist() == [0, 1, 2, 3]
+
+
 def test_a_failed_save_leaves_the_old_one(tmp_path, monkeypatch):
     filled(3).save_pretrained(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}

@@ -313,7 +313,9 @@ def test_compact(tmp_path, monkeypatch):
 
 
 def test_compact_errors(tmp_path, monkeypatch):
-    path = tmp_path / "net.safetensors"
+    path = tmp_path / "new" / "net.safetensors"  # the folder is made
+    with pytest.raises(ValueError, match=r"path must end in \.safetensors, .*; got .*net\.json"):
+        small().save_compact(path.with_suffix(".json"))  # which would be both files
     monkeypatch.setattr(parsing, "PRETRAINED", path)
     with pytest.raises(FileNotFoundError, match=r"holds no weights/net\.safetensors: install a r"):
         ParsingNet.pretrained()
