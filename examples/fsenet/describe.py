@@ -53,11 +53,19 @@ def describe(
         mean_maps: `k h w`, the mean of the training set's maps, for the control of that name.
         strangers: for each picture the index of a picture of somebody else, for the others.
         batch_size: pictures a step.
+
+    Raises:
+        ValueError: a network with parts has no parser to find them.
     """
     net.eval()
     if isinstance(net, GlobalNet):
         views = [_global_only(net, images, mirror, place, batch_size) for mirror in (False, True)]
         return Described(F.normalize(torch.cat(views, 1), dim=1), None, {}, 0.0)
+    if net.parser is None:
+        raise ValueError(
+            "the network has no parser, and these pictures bring no part maps: "
+            "save the network with the parser that makes its maps"
+        )
 
     parts = net.parser.labels.select(*net.parts)
     maps = [_parse(net, images, mirror, place, batch_size) for mirror in (False, True)]

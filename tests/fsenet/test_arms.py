@@ -154,6 +154,12 @@ def test_the_global_network(images):
     torch.testing.assert_close(found.global_half, F.normalize(views, dim=1), atol=1e-5, rtol=0)
 
 
+def test_a_network_without_a_parser_is_refused(images):
+    net = PartLocalNet("resnet10t", None, ("nose", "hair"))
+    with pytest.raises(ValueError, match="the network has no parser, and these pictures bring no"):
+        describe(net, images, PLACE)
+
+
 def faces(people=20, samples=4, seed=0):
     identities = np.repeat(np.arange(people), samples)
     pairs = draw_pairs(identities, 12, seed)
