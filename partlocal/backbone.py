@@ -61,7 +61,8 @@ class Backbone(nn.Module):
             is wanted, FSENet's 28 at 112.
         image_size: side of the pictures in pixels, or `(h, w)`.
         pretrained: load timm's weights; only for a name.
-        args: further arguments for `timm.create_model`; only for a name.
+        args: further arguments for `timm.create_model`; only for a name. Those that say where
+            weights come from (`checkpoint_path`, ...) are not saved.
         input: `"pixels"` (RGB in [0, 1] or uint8, standardised here with the constants of the
             model's `pretrained_cfg`), or `"normalized"`.
 
