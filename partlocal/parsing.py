@@ -195,13 +195,12 @@ class ParsingNet(Freezable, HubModule):
         return parser.freeze() if config.get("frozen", False) else parser
 
     def save_compact(
-        self, path: str | Path = PRETRAINED, about: Mapping[str, Any] | None = None
+        self, path: str | Path, about: Mapping[str, Any] | None = None
     ) -> None:
         """Write the convolutions in half precision, and the configuration as JSON beside them.
 
         Args:
-            path: where the `.safetensors` goes; `load_compact` and, at the default, `pretrained`
-                read it.
+            path: where the `.safetensors` goes, for `load_compact`.
             about: what a reader should know of these weights (recipe, seed, scores).
 
         Raises:
