@@ -63,13 +63,13 @@ class Options:
     parser: Literal["train", "pretrained"] = "train"
     parser_options: ParserOptions = field(default_factory=small_parser)
     identities: int = 150
-    samples: int = 24
+    samples: int = 48
     test_identities: int = 200
     test_samples: int = 6
     backbone: str = "iresnet10_small"
     map_size: int = 28
     part_dim: int | None = None
-    steps: int = 1000
+    steps: int = 1300
     batch_size: int = 64
     lr: float = 0.05
     milestones: tuple[float, ...] = (0.5, 0.75, 0.9)
