@@ -20,7 +20,8 @@ from partlocal.pooling import PartMaskPool, part_mask_pool
 if TYPE_CHECKING:
     from partlocal.head import ArcFaceHead, margin_softmax, negative_logsumexp
     from partlocal.local import LocalBranch, PartLocalNet
-    from partlocal.parsing import LogitsAdapter, ParsingNet
+    from partlocal.parsing import ParsingNet
+    from partlocal.segmenters import LogitsAdapter
 
 __version__ = "0.1.0"
 
@@ -31,7 +32,7 @@ _LAZY = {
     "negative_logsumexp": "head",
     "LocalBranch": "local",
     "PartLocalNet": "local",
-    "LogitsAdapter": "parsing",
+    "LogitsAdapter": "segmenters",
     "ParsingNet": "parsing",
 }
 

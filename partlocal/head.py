@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from partlocal.hub import HubModule
+from partlocal.hub import HubModule, check_keys
 from partlocal.kernels import Implementation, check_implementation
 from partlocal.logsumexp import (
     check_inputs,
@@ -211,6 +211,12 @@ class ArcFaceHead(HubModule):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "ArcFaceHead":
         """Build a head with fresh rows from what `config()` returned."""
+        check_keys(
+            "ArcFaceHead",
+            config,
+            ["in_features", "num_classes", "scale", "margin"],
+            ["ignore_index", "recompute", "implementation"],
+        )
         return cls(**{**config, "margin": margin_from_config(config["margin"])})
 
     def extra_repr(self) -> str:

@@ -13,10 +13,11 @@ from partlocal.backbone import Backbone
 from partlocal.correlation import StructureCorrelation, present_numbers
 from partlocal.hub import HubModule, check_keys
 from partlocal.kernels import Implementation
-from partlocal.parsing import LogitsAdapter, ParsingNet
+from partlocal.parsing import ParsingNet
 from partlocal.part_maps import Activation, Norm, NormOver, PartMaps
 from partlocal.pooling import Mode, PartMaskPool
 from partlocal.resize import Downsample
+from partlocal.segmenters import LogitsAdapter
 
 BranchNorm = Literal["batch"]
 

@@ -4,20 +4,16 @@ import json
 import subprocess
 import sys
 import warnings
-from collections import namedtuple
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from partlocal import PartLocalNet, parsing
 from partlocal.labels import HELEN, LAPA, LabelSet
-from partlocal.parsing import LogitsAdapter, ParsingNet, soft_argmax
+from partlocal.parsing import ParsingNet
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"width": 8, "num_stacks": 1, "input_size": 32, "grid": 16, "bottleneck_size": 4}
@@ -371,116 +367,6 @@ def test_numbered_labels():
     net = small(3)
     assert net.labels.labels == ("map_0", "map_1", "map_2")
     assert ParsingNet.from_config(net.config()).config() == net.config()
-
-
-# --- landmarks ---------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 19), st.integers(0, 11), st.sampled_from([1, 2, 5]))
-@settings(max_examples=20)
-def test_soft_argmax_properties(row, column, factor):
-    # The peak of a sharp map is found, and a picture larger by a factor has its pixel centres
-    # where repeating every pixel would put them.
-    maps = torch.zeros(1, 2, 20, 12)
-    maps[0, 0, row, column] = 60
-    points = soft_argmax(maps, size=(20 * factor, 12 * factor))
-    rows = np.repeat(np.arange(20), factor)
-    columns = np.repeat(np.arange(12), factor)
-    expected = [np.flatnonzero(columns == column).mean(), np.flatnonzero(rows == row).mean()]
-    torch.testing.assert_close(points[0, 0], torch.tensor(expected).float(), atol=1e-4, rtol=0)
-    middle = torch.tensor([12 * factor - 1, 20 * factor - 1]) / 2
-    torch.testing.assert_close(points[0, 1], middle, atol=1e-4, rtol=0)
-
-
-def test_landmarks_learn():
-    torch.manual_seed(0)
-    net = small(1)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
-
-    def batch(count):
-        images = 0.3 * torch.rand(count, 3, 32, 32)
-        corner = torch.randint(0, 28, (count, 2))
-        for i, (column, row) in enumerate(corner.tolist()):
-            images[i, :, row : row + 5, column : column + 5] += 0.6
-        return images, (corner + 2.0).unsqueeze(1)
-
-    for _ in range(60):
-        images, points = batch(16)
-        loss = (soft_argmax(net(images)) - points).norm(dim=-1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    images, points = batch(64)
-    assert (soft_argmax(net.eval()(images)) - points).norm(dim=-1).mean() < 2
-
-
-# --- other people's segmenters -----------------------------------------------------------------
-
-Output = namedtuple("Output", ["loss", "logits"])
-PAIR = namedtuple("PAIR", ["main", "auxiliary"])
-
-
-class Holder:
-    def __init__(self, out):
-        self.out = out
-
-
-class Segmenter(nn.Module):
-    def __init__(self, wrap, channels=11):
-        super().__init__()
-        self.conv = nn.Conv2d(3, channels, 3, stride=4)
-        self.wrap = wrap
-        self.seen = None
-
-    def forward(self, x):
-        self.seen = x
-        return self.wrap(self.conv(x))
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda x: x,
-        lambda x: (x, x + 1),
-        lambda x: [x, x + 1, x + 2],
-        lambda x: {"aux": x + 1, "out": x},
-        lambda x: {"logits": x},
-        lambda x: Output(loss=x.sum(), logits=x),
-        lambda x: PAIR(x, x + 1),
-        Holder,
-        lambda x: {"out": [x, x + 1]},
-    ],
-)
-def test_adapter_outputs(wrap):
-    torch.manual_seed(0)
-    segmenter = Segmenter(wrap)
-    adapter = LogitsAdapter(segmenter, HELEN, (0.5, 0.4, 0.3), (0.2, 0.2, 0.25), size=64)
-    logits = adapter(torch.full((2, 3, 100, 80), 0.9))
-    assert logits.shape == (2, 11, 64, 64)
-    expected = torch.tensor([2.0, 2.5, 2.4]).view(1, 3, 1, 1).expand(2, 3, 64, 64)
-    torch.testing.assert_close(segmenter.seen, expected)
-    raw = segmenter.conv(segmenter.seen)
-    torch.testing.assert_close(logits[..., 32, 32], raw[..., 8, 8])
-
-
-def test_adapter_module():
-    adapter = LogitsAdapter(Segmenter(tuple), HELEN, (0.5,) * 3, (0.5,) * 3, size=(64, 32))
-    adapter.module.wrap = lambda x: x
-    assert adapter.freeze().train().training is False
-    assert not any(p.requires_grad for p in adapter.parameters())
-    assert adapter(torch.rand(1, 3, 50, 50)).shape == (1, 11, 64, 32)
-    assert "labels=Helen, size=(64, 32)" in repr(adapter)
-
-
-def test_adapter_errors():
-    constants = ((0.5,) * 3, (0.5,) * 3, 64)
-    with pytest.raises(
-        ValueError,
-        match=r"Segmenter must return .* with n = 11 \(as Helen\); got \[1, 5, 16, 16\]",
-    ):
-        LogitsAdapter(Segmenter(lambda x: x, 5), HELEN, *constants)(torch.rand(1, 3, 64, 64))
-    with pytest.raises(TypeError, match=r"module must return logits as a tensor, .*; got str"):
-        LogitsAdapter(Segmenter(lambda x: "logits"), HELEN, *constants)(torch.rand(1, 3, 64, 64))
 
 
 def test_compile():
