@@ -32,6 +32,7 @@ class ParsingNet(Freezable, HubModule):
     >>> parser = ParsingNet(HELEN, width=16)
     >>> parser(torch.rand(2, 3, 112, 112)).shape
     torch.Size([2, 11, 128, 128])
+    >>> from partlocal.landmarks import soft_argmax
     >>> landmarks = ParsingNet(5, width=16, grid=32)  # five heat maps
     >>> soft_argmax(landmarks(torch.rand(2, 3, 112, 112)), size=(112, 112)).shape
     torch.Size([2, 5, 2])

@@ -358,7 +358,7 @@ def test_a_config_without_what_it_must_hold(tmp_path):
     del config["arguments"]["margin"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        ValueError, match=r"no ArcFaceHead that can be built \(KeyError: 'margin'\)"
+        ValueError, match=r"ArcFaceHead must hold in_features, .*; it lacks margin\)"
     ):
         ArcFaceHead.from_pretrained(tmp_path)
 
