@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,13 +86,20 @@ def fit(
         place: device, precision, folder.
 
     Raises:
-        FloatingPointError: the loss is not finite; the message names the step.
-        ValueError: the checkpoint is damaged, or of another architecture.
+        FloatingPointError: the loss or a weight is not finite; the message names the step. No
+            checkpoint holds such a state.
+        ValueError: the checkpoint is damaged, of another architecture or of a longer training, or
+            `module` refuses a batch; the message names the stage and the step.
     """
     path = place.folder / f"{stage}.pt"
     optimizer, fitted = schedule.optimizer, Fitted()
     if path.exists():
         _restore(path, module, optimizer, fitted)
+    if fitted.steps > schedule.steps:
+        raise ValueError(
+            f"{path} is {fitted.steps} steps into a training of {schedule.steps}: "
+            "resume with the options that the run was started with"
+        )
     if fitted.steps == schedule.steps:
         return fitted
     trained = DistributedDataParallel(module) if place.world > 1 else module
@@ -116,8 +123,11 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
-        with place.autocast():
-            losses = trained(*batch)
+        try:
+            with place.autocast():
+                losses = trained(*batch)
+        except ValueError as error:
+            raise ValueError(f"stage {stage}, step {step}: {error}") from error
         losses.loss.backward()
         optimizer.step()
         fitted.steps += 1
@@ -125,17 +135,14 @@ def fit(
 
         if step % 10 == 0 or fitted.steps == schedule.steps:
             values = {name: value.item() for name, value in losses._asdict().items()}
-            if not torch.isfinite(losses.loss):
-                raise FloatingPointError(
-                    f"the loss of stage {stage} is {values['loss']} at step {step}: "
-                    "lower --lr, or use --precision fp32"
-                )
+            _refuse_non_finite(f"the loss of stage {stage}", [losses.loss], step)
             fitted.history.append(
                 {"stage": stage, "step": step, "steps": schedule.steps, "lr": lr, **values}
             )
             bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{lr:.1g}", refresh=False)
         bar.update()
         if time.monotonic() - saved > place.checkpoint_seconds or fitted.steps == schedule.steps:
+            _refuse_non_finite(f"a weight of stage {stage}", module.state_dict().values(), step)
             if place.rank == 0:
                 _save(path, module, optimizer, fitted)
             saved = time.monotonic()
@@ -147,6 +154,15 @@ def fit(
             distributed.broadcast(buffer, 0)
         distributed.barrier()
     return fitted
+
+
+def _refuse_non_finite(what: str, tensors: Iterable[Tensor], step: int) -> None:
+    for tensor in tensors:
+        if not tensor.isfinite().all():
+            value = tensor.flatten()[~tensor.flatten().isfinite()][0].item()
+            raise FloatingPointError(
+                f"{what} is {value} at step {step}: lower --lr, or use --precision fp32"
+            )
 
 
 def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, fitted: Fitted) -> None:

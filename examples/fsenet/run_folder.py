@@ -2,40 +2,109 @@
 
 import json
 import os
+import sys
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from fit import Workplace
 from machine import computes_in_bf16, write_json
-from options import Options
 from torch import distributed
 
 RUNS = Path("runs")
 CONFIG = "options.json"
+WHERE = ("output", "resume")  # options that say where a run is, and nothing about its result
 
 
-def open_folder(options: Options) -> Path:
+class RunOptions(Protocol):
+    """What the options of every run have; all their fields together decide the result."""
+
+    @property
+    def output(self) -> Path | None:
+        """Return the run's folder, or None for the next free one."""
+
+    @property
+    def resume(self) -> bool:
+        """Return whether to go on with a run."""
+
+    @property
+    def precision(self) -> Literal["auto", "fp32", "bf16"]:
+        """Return in what networks compute."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the process with one line for what the user can mend."""
+    try:
+        yield
+    except (OSError, ValueError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+@contextmanager
+def workplace(options: RunOptions, name: str) -> Iterator[Workplace]:
+    """Open the workplace of a run, and leave nothing behind if the run fails at once."""
+    place = open_workplace(options, name)
+    try:
+        yield place
+    except (OSError, ValueError, FloatingPointError):
+        discard_unused(place)
+        raise
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def open_workplace(options: RunOptions, name: str) -> Workplace:
+    """Join the other processes of `torchrun`, choose the device, open the folder.
+
+    Args:
+        options: a dataclass, written to the folder, to which a later `--resume` is held.
+        name: of the runs of this kind: `runs/<name>-<number>`.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    precision = options.precision
+    if precision == "auto":
+        precision = "bf16" if computes_in_bf16(device) else "fp32"
+    if world > 1:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    config = {**plain(options), "precision": precision, "processes": world}
+    folder: list[Path | None] = [None]
+    if rank == 0:
+        folder = [open_folder(options.output, name, config, options.resume)]
+    if world > 1:
+        distributed.broadcast_object_list(folder)
+    assert folder[0] is not None
+    return Workplace(folder[0], device, precision, rank, world)
+
+
+def open_folder(output: Path | None, name: str, config: Mapping[str, Any], resume: bool) -> Path:
     """Make the run's folder, or find the one to resume.
 
     Raises:
-        FileExistsError: the folder holds a run and `--resume` was not given.
+        FileExistsError: the folder holds a run and `resume` is not set.
         FileNotFoundError: there is nothing to resume.
         OSError: the folder cannot be written.
-        ValueError: the run to resume was started with other options.
+        ValueError: the run to resume was started with another `config`.
     """
-    folder = options.output or _default_folder(options)
+    folder = output or _default_folder(name, resume)
     written = folder / CONFIG
-    if options.resume:
+    if resume:
         if not written.exists():
             raise FileNotFoundError(f"{folder} holds no run to resume: leave --resume out")
         try:
             started_with = dict(json.loads(written.read_text()))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{written} is damaged ({error}): pass another --output") from None
-        _check_same(started_with, plain(options), folder)
+        _check_same(started_with, config, folder)
         return folder
     if written.exists():
         raise FileExistsError(f"{folder} holds a run: pass --resume, or another --output")
@@ -47,56 +116,36 @@ def open_folder(options: Options) -> Path:
         raise OSError(
             f"{folder} cannot be written ({error.strerror}): pass another --output"
         ) from None
-    write_json(plain(options), written)
+    write_json(config, written)
     return folder
-
-
-def open_workplace(options: Options) -> Workplace:
-    """Join the other processes of `torchrun`, choose the device, open the folder."""
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    if world > 1:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    folder: list[Path | None] = [open_folder(options) if rank == 0 else None]
-    if world > 1:
-        distributed.broadcast_object_list(folder)
-    precision = options.precision
-    if precision == "auto":
-        precision = "bf16" if computes_in_bf16(device) else "fp32"
-    assert folder[0] is not None
-    return Workplace(folder[0], device, precision, rank, world)
 
 
 def discard_unused(place: Workplace) -> None:
-    """Remove the folder of a run that failed before it left anything to resume."""
-    if place.rank == 0 and [path.name for path in place.folder.iterdir()] == [CONFIG]:
-        (place.folder / CONFIG).unlink()
+    """Forget a run that failed before it left anything to resume."""
+    if place.rank > 0 or any(place.folder.glob("*.pt")):
+        return
+    (place.folder / CONFIG).unlink()
+    if not any(place.folder.iterdir()):
         place.folder.rmdir()
 
 
-def plain(options: Options) -> dict[str, Any]:
+def plain(options: RunOptions) -> dict[str, Any]:
     """Return what decides the result, as JSON holds it."""
-    values = asdict(options)
-    for where in ("output", "resume"):
-        del values[where]
+    values = {name: value for name, value in asdict(options).items() if name not in WHERE}
     return json.loads(json.dumps(values, default=str))
 
 
-def _default_folder(options: Options) -> Path:
-    number, taken = 0, None
-    while (folder := RUNS / f"{options.profile}-{number}").exists():
-        number, taken = number + 1, folder
-    if options.resume:
-        if taken is None:
-            raise FileNotFoundError(f"{folder} does not exist: leave --resume out to begin a run")
-        return taken
-    return folder
+def _default_folder(name: str, resume: bool) -> Path:
+    endings = [path.name.removeprefix(f"{name}-") for path in RUNS.glob(f"{name}-*")]
+    newest = max([int(ending) for ending in endings if ending.isdecimal()], default=-1)
+    if resume and newest < 0:
+        raise FileNotFoundError(
+            f"{RUNS / name}-0 does not exist: leave --resume out to begin a run"
+        )
+    return RUNS / f"{name}-{newest if resume else newest + 1}"
 
 
-def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
     different = [name for name in new if old.get(name) != new[name]]
     if different:
         said = ", ".join(f"{n} {old.get(n)} (now {new[n]})" for n in different)

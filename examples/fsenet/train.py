@@ -35,9 +35,9 @@ from options import Options, parse_options
 from protocols.pairs import strangers
 from report import write_report
 from results import print_results, write_results
-from run_folder import discard_unused, open_workplace, plain
+from run_folder import one_line_errors, plain, workplace
 from showcase import show_faces
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import TensorDataset
 from train_parser import score_parser, score_parsing_set, train_parser
 
@@ -136,10 +136,12 @@ def check(options: Options) -> None:
     if not timm.is_model(options.backbone):
         raise ValueError(f"--backbone: timm knows no {options.backbone!r}; see docs/backbones.md")
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if options.batch_size % world:
-        raise ValueError(
-            f"--batch-size must be a multiple of the {world} processes; got {options.batch_size}"
-        )
+    for name, size in (
+        ("--batch-size", options.batch_size),
+        ("--parser-options.batch-size", options.parser_options.batch_size),
+    ):
+        if size % world:
+            raise ValueError(f"{name} must be a multiple of the {world} processes; got {size}")
 
 
 def parse(
@@ -200,12 +202,7 @@ def recognise(
         weight_decay=options.weight_decay,
     )
     plan = BatchPlan(
-        options.batch_size // place.world,
-        options.steps,
-        options.seed,
-        place.rank,
-        place.world,
-        options.workers,
+        options.batch_size, options.steps, options.seed, place.rank, place.world, options.workers
     )
     parts = HELEN.select(*FSENET_PARTS)
 
@@ -219,16 +216,8 @@ def recognise(
 
 
 if __name__ == "__main__":
-    place = None
-    try:
+    with one_line_errors():
         chosen = parse_options(sys.argv[1:])
         check(chosen)
-        place = open_workplace(chosen)
-        main(chosen, place)
-    except (OSError, ValueError, FloatingPointError) as error:
-        if place is not None:
-            discard_unused(place)
-        sys.exit(f"error: {error}")
-    finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+        with workplace(chosen, chosen.profile) as place:
+            main(chosen, place)

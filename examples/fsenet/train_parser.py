@@ -1,18 +1,18 @@
 """Stage 1: train the face parser on drawn faces, which carry exact label maps.
 
-    python examples/fsenet/train_parser.py --output runs/parser
+    python examples/fsenet/train_parser.py
 
 makes the parser that partlocal ships: it draws fresh faces for every step and, when it is done,
-writes parsing_net.safetensors and its JSON into the run's folder; `--export` writes them into
-partlocal/weights/. `train.py` runs the same stage, shorter, on the faces that it draws anyway.
+writes parsing_net.safetensors and its JSON into the run's folder, the next free runs/parser-<n>;
+`--export` writes them into partlocal/weights/. `--resume` goes on where a run was killed.
+`train.py` runs the same stage, shorter, on the faces that it draws anyway.
 """
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from data.faces import TEST_FROM, draw_faces
 from data.fasseg import FASSEG, ParsingPairs, aligned_pairs, helen_to_fasseg
 from data.procedural import ProceduralFaces
 from fit import Fitted, Schedule, Workplace, fit
-from machine import computes_in_bf16, versions
+from machine import versions
+from run_folder import one_line_errors, workplace
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -45,7 +46,7 @@ class ParserOptions:
         num_stacks: hourglasses.
         grid: resolution they work at.
         steps: updates.
-        batch_size: faces an update, on each process.
+        batch_size: faces an update, over all processes.
         lr: peak of the rate of AdamW, which rises for 15 % of the steps and then falls to 0.
         augmentation: photographs differ from drawn faces in light and framing more than in the
             order of the parts.
@@ -125,7 +126,8 @@ def train_parser(
     workers: int = 0,
 ) -> Fitted:
     """Train `parser` on items (image uint8 3 h w, labels uint8 h w), then freeze it."""
-    sample = torch.stack([torch.as_tensor(faces[i][1]) for i in range(min(200, len(faces)))])
+    spread = np.linspace(0, len(faces) - 1, min(200, len(faces))).astype(int).tolist()
+    sample = torch.stack([torch.as_tensor(faces[i][1]) for i in spread])
     shares = torch.bincount(sample.flatten().long(), minlength=len(parser.labels)) / sample.numel()
     module = TrainedParser(parser, shares).to(place.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(module.parameters(), lr=options.lr, weight_decay=1e-4)
@@ -193,33 +195,35 @@ class Arguments:
     """Train the parser that partlocal ships.
 
     Args:
-        output: the run's folder; a run that was killed goes on from its checkpoint.
+        output: the run's folder; by default the next free `runs/parser-<number>`.
+        resume: go on with `output`, or with the newest run.
         export: write the weights into the package instead of the run's folder.
         seed: of the faces, the weights and the augmentation.
         parser: how the parser is built and trained.
+        precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
         workers: processes that draw faces.
         parsing: a folder or zip of `images/` and `labels/` on which the parser is scored too.
     """
 
-    output: Path = Path("runs/parser")
+    output: Path | None = None
+    resume: bool = False
     export: bool = False
     seed: int = 0
     parser: ParserOptions = field(default_factory=ParserOptions)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: int = 1
     parsing: Path | None = None
 
 
-def main(arguments: Arguments) -> None:
+def main(arguments: Arguments, place: Workplace) -> None:
     """Train, score, and write the weights."""
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = "bf16" if computes_in_bf16(device) else "fp32"
-    place = Workplace(arguments.output, device, precision, checkpoint_seconds=60)
     how = arguments.parser
     torch.manual_seed(arguments.seed)
-    parser = ParsingNet(HELEN, how.width, how.num_stacks, grid=how.grid).to(device)
+    parser = ParsingNet(HELEN, how.width, how.num_stacks, grid=how.grid).to(place.device)
     faces = DrawnPairs(arguments.seed, how.steps * how.batch_size)
     fitted = train_parser(parser, faces, how, arguments.seed, place, arguments.workers)
+    if place.rank > 0:
+        return
 
     test = draw_faces(arguments.seed, range(TEST_FROM, TEST_FROM + 600), 1)
     scores = {"procedural": score_parser(parser, test.images, test.labels, place)}
@@ -229,21 +233,18 @@ def main(arguments: Arguments) -> None:
         "command": "python examples/fsenet/train_parser.py --export",
         "data": "procedural faces alone, a new person in every picture",
         "seed": arguments.seed,
-        "steps": how.steps,
-        "batch_size": how.batch_size,
+        "parser": asdict(how),
         "seconds": round(fitted.seconds),
-        "precision": precision,
+        "precision": place.precision,
         "versions": versions(),
         "scores": scores,
     }
-    parser.save_compact(
-        PRETRAINED if arguments.export else arguments.output / PRETRAINED.name, about
-    )
+    parser.save_compact(PRETRAINED if arguments.export else place.folder / PRETRAINED.name, about)
     print(json.dumps(about, indent=2))
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments))
-    except (OSError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    with one_line_errors():
+        chosen = tyro.cli(Arguments)
+        with workplace(chosen, "parser") as place:
+            main(chosen, place)

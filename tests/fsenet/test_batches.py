@@ -32,7 +32,7 @@ def test_properties(sizes):
     batch, world, rest, seed = sizes
     per_epoch, batches = 3, batch * world
     length = per_epoch * batches + rest % batches
-    plans = [BatchPlan(batch, 7, seed, rank, world) for rank in range(world)]
+    plans = [BatchPlan(batches, 7, seed, rank, world) for rank in range(world)]
     shares = [indices(length, plan) for plan in plans]
     together = indices(length, BatchPlan(batches, 7, seed))
     for step in range(7):
@@ -59,7 +59,7 @@ def test_seeds_and_keys_differ():
 
 def load(workers, first=0, rank=0, steps=5):
     data = TensorDataset(torch.arange(26).view(13, 2), torch.arange(13))
-    plan = BatchPlan(3, steps, seed=1, rank=rank, world=2, workers=workers)
+    plan = BatchPlan(6, steps, seed=1, rank=rank, world=2, workers=workers)
     return [
         (torch.rand(2, generator=rng).tolist(), images.tolist(), index.tolist())
         for rng, (images, index) in load_batches(data, plan, first)
@@ -83,7 +83,9 @@ def test_loading():
 
 
 def test_errors():
-    message = "batch_size must be at most the number of pictures, 5; got 3 on each of 2 processes"
+    message = "batch_size must be at most the number of pictures, 5; got 6"
     with pytest.raises(ValueError, match=message):
-        StepSampler(5, BatchPlan(3, 1, 0, world=2))
-    StepSampler(6, BatchPlan(3, 1, 0, world=2))
+        StepSampler(5, BatchPlan(6, 1, 0, world=2))
+    StepSampler(6, BatchPlan(6, 1, 0, world=2))
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 2 processes; got 5"):
+        StepSampler(6, BatchPlan(5, 1, 0, world=2))

@@ -59,7 +59,7 @@ def train(where, rank=0, world=1, plain=False, pause=0.0, batch=8):
     torch.manual_seed(0)
     module = Net(plain).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(module.parameters(), 0.1, 0.9, weight_decay=1e-3)
-    plan = BatchPlan(batch // world, STEPS, 4, rank, world)
+    plan = BatchPlan(batch, STEPS, 4, rank, world)
     def batches(first):
         for rng, (images, labels) in load_batches(data, plan, first):
             time.sleep(pause)
@@ -216,7 +216,7 @@ class Scalar(nn.Module):
         return Losses(self.w * x.mean(), self.w.detach().clone())
 
 
-def small(folder, steps=3, module=None, value=2.0, **how):
+def small(folder, steps=3, module=None, value=2.0, rate=0.1, **how):
     module = Scalar() if module is None else module
     optimizer = torch.optim.SGD(module.parameters(), lr=99.0)
     asked = []
@@ -226,7 +226,7 @@ def small(folder, steps=3, module=None, value=2.0, **how):
         for _ in range(first, steps):
             yield torch.full((2,), value), None
 
-    schedule = Schedule(steps, lambda done: 0.1 * (1 - done), optimizer)
+    schedule = Schedule(steps, lambda done: rate * (1 - done), optimizer)
     place = Workplace(folder, torch.device("cpu"), **how)
     return fit("alone", module, batches, schedule, place), module, asked
 
@@ -300,8 +300,22 @@ def test_errors(tmp_path):
         small(tmp_path, value=math.inf)
     assert list(tmp_path.iterdir()) == []
 
+    # the loss of the last step is finite, and the weight that the step leaves is not
+    with pytest.raises(FloatingPointError, match=r"a weight of stage alone is -?inf at step 0"):
+        small(tmp_path, steps=1, rate=math.inf)
+    assert list(tmp_path.iterdir()) == []
+
+    class Picky(Scalar):
+        def forward(self, x, absent):
+            raise ValueError("images must be pretty")
+
+    with pytest.raises(ValueError, match="stage alone, step 0: images must be pretty"):
+        small(tmp_path, module=Picky())
+
     path = tmp_path / "alone.pt"
     small(tmp_path)
+    with pytest.raises(ValueError, match=r"alone.pt is \d+ steps into a training of 1: resume"):
+        small(tmp_path, steps=1)
     with pytest.raises(ValueError, match="saved by another architecture") as caught:
         small(tmp_path, module=nn.Linear(3, 4))
     assert str(caught.value).startswith(str(path))

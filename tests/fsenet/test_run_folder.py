@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import run_folder
 import torch
 from data.augment import Augmentation
 from fit import Fitted, Workplace
@@ -14,7 +15,7 @@ from machine import write_json
 from maps import cached_maps
 from options import DEFAULT, PROFILES, parse_options
 from results import print_results, speed, write_results
-from run_folder import discard_unused, open_folder, open_workplace, plain
+from run_folder import discard_unused, open_workplace, plain
 
 from partlocal import HELEN, ParsingNet, PartLocalNet
 from partlocal.labels import FSENET_PARTS
@@ -29,12 +30,21 @@ def having(**changed):
     return dataclasses.replace(DEFAULT, **changed)
 
 
+def open_folder(options):
+    return run_folder.open_folder(options.output, options.profile, plain(options), options.resume)
+
+
 def test_the_next_free_folder():
     assert open_folder(DEFAULT) == Path("runs/default-0")
     assert open_folder(DEFAULT) == Path("runs/default-1")
     assert open_folder(PROFILES["lfw"]) == Path("runs/lfw-0")
     assert open_folder(DEFAULT) == Path("runs/default-2")
     assert open_folder(having(resume=True)) == Path("runs/default-2")  # the newest
+    Path("runs/default-1/options.json").unlink()
+    Path("runs/default-1").rmdir()
+    Path("runs/default-old").mkdir()
+    assert open_folder(having(resume=True)) == Path("runs/default-2")
+    assert open_folder(DEFAULT) == Path("runs/default-3")  # numbers are not used again
     assert json.loads(Path("runs/lfw-0/options.json").read_text()) == plain(PROFILES["lfw"])
 
 
@@ -97,7 +107,7 @@ def test_unwritable(tmp_path):
 
 def test_discard_unused(tmp_path):
     """A run that left nothing but its options is forgotten; one that left more is not."""
-    place = open_workplace(having(output=tmp_path / "run", precision="fp32"))
+    place = open_workplace(having(output=tmp_path / "run", precision="fp32"), "default")
     assert (place.precision, place.rank, place.world) == ("fp32", 0, 1)
     (tmp_path / "run" / "joint.pt").write_bytes(b"")
     discard_unused(place)
@@ -107,6 +117,30 @@ def test_discard_unused(tmp_path):
     assert (tmp_path / "run" / "options.json").exists()
     discard_unused(place)
     assert not (tmp_path / "run").exists()
+
+    # what was there before stays
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    discard_unused(open_workplace(having(output=tmp_path / "mine"), "default"))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_precision_and_processes_are_held_to(tmp_path, monkeypatch):
+    """`auto` is written down as what it was: another machine must not go on in another."""
+    options = having(output=tmp_path / "run")
+    monkeypatch.setattr("run_folder.computes_in_bf16", lambda _: False)
+    assert open_workplace(options, "default").precision == "fp32"
+    written = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert (written["precision"], written["processes"]) == ("fp32", 1)
+    again = dataclasses.replace(options, resume=True)
+    assert open_workplace(again, "default").precision == "fp32"
+    monkeypatch.setattr("run_folder.computes_in_bf16", lambda _: True)
+    with pytest.raises(ValueError, match=r"started with precision fp32 \(now bf16\): resume it"):
+        open_workplace(again, "default")
+    open_workplace(dataclasses.replace(again, precision="fp32"), "default")
+    (tmp_path / "run" / "options.json").write_text(json.dumps({**written, "processes": 2}))
+    with pytest.raises(ValueError, match=r"started with processes 2 \(now 1\)"):
+        open_workplace(dataclasses.replace(again, precision="fp32"), "default")
 
 
 def test_options():

@@ -30,6 +30,15 @@ def test_a_leak_is_found():
     assert found["hair"]["accuracy"] < 0.65
 
 
+def test_a_small_set_leaves_out_what_it_cannot_measure():
+    """No picture shows hair: nothing is said of hair, and the rest is measured."""
+    images, labels, pairs = drawn(20, 2)
+    labels = np.where(labels == 10, 0, labels)
+    found = shortcut_accuracies(images, labels, pairs, 0, glasses_pairs=4)
+    assert found.keys() == {"part colours", "grey pixels", "background", "glasses"}
+    assert found["grey pixels"]["pairs"] == len(pairs.same)
+
+
 @pytest.mark.slow
 def test_no_shortcuts():
     found = shortcut_accuracies(*drawn(200, 6), seed=0)

@@ -13,11 +13,11 @@ class BatchPlan:
     """Which pictures each step sees.
 
     Args:
-        batch_size: on each process.
+        batch_size: over all processes, which share every batch evenly.
         steps: of the whole training.
         seed: of the shuffles and of what is done at random to a batch.
         rank: of this process among `world`.
-        world: number of processes, each of which sees its own share of every global batch.
+        world: number of processes.
         workers: processes that decode pictures for this one.
     """
 
@@ -39,11 +39,15 @@ class StepSampler(Sampler[list[int]]):
     """
 
     def __init__(self, length: int, plan: BatchPlan, first: int = 0) -> None:
-        self.global_batch = plan.batch_size * plan.world
-        if length < self.global_batch:
+        if plan.batch_size % plan.world:
+            raise ValueError(
+                f"batch_size must be a multiple of the {plan.world} processes; "
+                f"got {plan.batch_size}"
+            )
+        if length < plan.batch_size:
             raise ValueError(
                 f"batch_size must be at most the number of pictures, {length}; "
-                f"got {plan.batch_size} on each of {plan.world} processes"
+                f"got {plan.batch_size}"
             )
         self.length, self.plan, self.first = length, plan, first
 
@@ -51,15 +55,15 @@ class StepSampler(Sampler[list[int]]):
         return self.plan.steps - self.first
 
     def __iter__(self) -> Iterator[list[int]]:
-        steps_per_epoch = self.length // self.global_batch
+        size, rank, world = self.plan.batch_size, self.plan.rank, self.plan.world
+        steps_per_epoch = self.length // size
         epoch, order = -1, torch.empty(0, dtype=torch.long)
         for step in range(self.first, self.plan.steps):
             if step // steps_per_epoch != epoch:
                 epoch = step // steps_per_epoch
                 order = torch.randperm(self.length, generator=generator(self.plan.seed, epoch))
-            begin = (step % steps_per_epoch) * self.global_batch
-            share = order[begin + self.plan.rank : begin + self.global_batch : self.plan.world]
-            yield share.tolist()
+            begin = (step % steps_per_epoch) * size
+            yield order[begin + rank : begin + size : world].tolist()
 
 
 def generator(*key: int) -> torch.Generator:
