@@ -1,27 +1,37 @@
-"""Checkpoints that survive SIGKILL: written beside, flushed, then renamed over the old one."""
+"""Files that survive SIGKILL: written beside, flushed, then renamed over the old one."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Write `state` so that `path` always holds a whole checkpoint: the old one or the new.
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears at `path` when the block ends, and never when it fails.
 
-    One process writes to a run. What a killed writer leaves beside `path`, the next overwrites.
+    `path` therefore always holds a whole file: the old one or the new. One process writes to a
+    run; what a killed writer leaves beside `path`, the next overwrites.
     """
     scratch = path.with_name(f".{path.name}.tmp")
     try:
         with open(scratch, "wb") as file:
-            torch.save(state, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write `state` so that a kill at any moment leaves the old checkpoint or the new."""
+    with whole_file(path) as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

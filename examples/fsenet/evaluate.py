@@ -9,7 +9,6 @@ folder of identities (`Abel_Pacheco/Abel_Pacheco_0001.jpg`). With `--all-folds` 
 are evaluated as published; only for networks that were not trained on people of LFW.
 """
 
-import json
 import sys
 import zipfile
 import zlib
@@ -25,7 +24,7 @@ from arms import measure
 from data.faces import TEST_FROM, TestSet, draw_faces, drawn_test_set, lfw_test_set
 from describe import describe
 from fit import Workplace
-from machine import versions, write_json
+from machine import choose_precision, to_json, versions, write_json
 from model import load_network
 from protocols.lfw import LfwProtocol
 from torch import Tensor
@@ -45,7 +44,7 @@ class Arguments:
         seed: of the drawn people.
         identities: drawn people.
         samples: pictures of each.
-        precision: `fp32` or `bf16` autocast.
+        precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
@@ -56,33 +55,35 @@ class Arguments:
     seed: int = 0
     identities: int = 200
     samples: int = 6
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 def main(arguments: Arguments) -> None:
     """Describe the pictures, score the pairs, write the numbers."""
     test = load_test_set(arguments)
+    made = {}
     if arguments.checkpoint.suffix == ".npz":
         vectors = {"embeddings": read_embeddings(arguments.checkpoint, test.names)}
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        place = Workplace(Path(), device, arguments.precision)
+        place = Workplace(Path(), device, choose_precision(arguments.precision, device))
         net = load_network(arguments.checkpoint).to(device)
         described = describe(net, test.images, place)
         vectors = {"global half": described.global_half}
         if described.local_half is not None:
             vectors["local half"] = described.local_half
             vectors["both"] = described.join(described.local_half)
+        made["test_time"] = "original and mirrored concatenated, then L2"
+        made["precision"] = place.precision
     result = {
         "checkpoint": str(arguments.checkpoint),
         "protocol": {**test.flags, "similarity": "cosine"},
-        "test_time": "original and mirrored concatenated, then L2",
-        "precision": arguments.precision,
+        **made,
         "versions": versions(),
         "arms": measure(vectors, test)[0],
     }
     if arguments.output is None:
-        print(json.dumps(result, indent=2))
+        print(to_json(result))
     else:
         write_json(result, arguments.output)
 

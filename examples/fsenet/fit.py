@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint import load_checkpoint, save_atomically
+from checkpoint import load_checkpoint, save_checkpoint
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -127,7 +127,8 @@ def fit(
             with place.autocast():
                 losses = trained(*batch)
         except ValueError as error:
-            raise ValueError(f"stage {stage}, step {step}: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(f"stage {stage}, step {step}: {reason}") from error
         losses.loss.backward()
         optimizer.step()
         fitted.steps += 1
@@ -172,7 +173,7 @@ def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, fitte
         "rng": torch.get_rng_state(),
         "fitted": vars(fitted),
     }
-    save_atomically(state, path)
+    save_checkpoint(state, path)
 
 
 def _restore(

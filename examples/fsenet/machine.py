@@ -1,15 +1,28 @@
 """The machine that a run runs on, and how figures are written down with what made them."""
 
 import json
-import os
+import math
 import platform
-import resource
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from checkpoint import whole_file
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """Return `wanted`, and for `"auto"` bf16 where the machine computes in it."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if computes_in_bf16(device) else "fp32"
 
 
 def computes_in_bf16(device: torch.device) -> bool:
@@ -38,17 +51,43 @@ def versions() -> dict[str, str]:
     return {**packages, "python": platform.python_version(), "commit": commit}
 
 
-def peak_memory_gb() -> float:
-    """Return the largest resident size of this process so far."""
-    unit = 1e9 if sys.platform == "darwin" else 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+def peak_memory_gb() -> float | None:
+    """Return the largest resident size that a process of this run has reached, in GB.
+
+    The run's processes are this one and its children that have ended, of which the system keeps
+    the largest alone. They are not added up: forked ones share memory. None where the system does
+    not say (Windows).
+    """
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    sizes = [
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
+    return round(max(sizes) * unit / 1e9, 2)
+
+
+def finite(value: Any) -> Any:
+    """Return plain data with None for every number that is not finite, which JSON cannot hold.
+
+    >>> finite({"f1": [0.5, float("nan")]})
+    {'f1': [0.5, None]}
+    """
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(value: object, indent: int | None = 2) -> str:
+    """Return valid JSON: null stands for what is not finite."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def write_json(value: object, path: Path) -> None:
     """Write a JSON file so that it is there as a whole or not at all."""
-    scratch = path.with_suffix(".tmp")
-    try:
-        scratch.write_text(json.dumps(value, indent=2) + "\n")
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    text = to_json(value) + "\n"
+    with whole_file(path) as file:
+        file.write(text.encode())

@@ -1,12 +1,12 @@
 """What a run found, as files for `report.py` and as a table for the terminal."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from checkpoint import whole_file
 from fit import Fitted
-from machine import write_json
+from machine import to_json, write_json
 
 
 def write_results(
@@ -29,10 +29,13 @@ def write_results(
     """
     metrics = {**metrics, "training": {name: speed(stage) for name, stage in stages.items()}}
     rows = [row for stage in stages.values() for row in stage.history]
-    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with whole_file(folder / "history.jsonl") as file:
+        file.writelines((to_json(row, indent=None) + "\n").encode() for row in rows)
     table = np.stack(list(scores.values())).astype(np.float32)
-    np.savez(folder / "scores.npz", same=same, arm_names=np.array(list(scores)), scores=table)
-    np.savez(folder / "faces.npz", **faces)
+    with whole_file(folder / "scores.npz") as file:
+        np.savez(file, same=same, arm_names=np.array(list(scores)), scores=table)
+    with whole_file(folder / "faces.npz") as file:
+        np.savez(file, **faces)
     write_json(metrics, folder / "metrics.json")
 
 
@@ -50,7 +53,10 @@ def speed(stage: Fitted) -> dict[str, float]:
 def print_results(metrics: dict[str, Any]) -> None:
     """Print the table of a run."""
     for name, found in metrics["shortcuts"].items():
-        print(f"shortcut: {name:<24} {_percent(found['accuracy'], found['standard_error']):>17}")
+        accuracy = "too few pairs"
+        if found["accuracy"] is not None:
+            accuracy = _percent(found["accuracy"], found["standard_error"])
+        print(f"shortcut: {name:<24} {accuracy:>17}")
     parser = metrics["parser"]
     print(f"parser: macro-F1 {parser['macro_f1']:.3f}, mIoU {parser['miou']:.3f}")
     if "fasseg" in parser:
@@ -63,7 +69,9 @@ def print_results(metrics: dict[str, Any]) -> None:
     for test in metrics["paired_tests"]:
         difference = _percent(test["difference"], test["standard_error"], "+")
         print(f"{test['a']} - {test['b']}: {difference}, p = {test['p_value']:.2g}")
-    print(f"\n{metrics['seconds']['total']:.0f} s, {metrics['peak_memory_gb']:.1f} GB at the peak")
+    memory = metrics["peak_memory_gb"]
+    peak = "unknown memory" if memory is None else f"{memory:.1f} GB"
+    print(f"\n{metrics['seconds']['total']:.0f} s, {peak} at the peak")
 
 
 def _percent(share: float, error: float, sign: str = "") -> str:

@@ -12,16 +12,17 @@ from typing import Any, Literal, Protocol
 
 import torch
 from fit import Workplace
-from machine import computes_in_bf16, write_json
+from machine import choose_precision, write_json
 from torch import distributed
 
 RUNS = Path("runs")
 CONFIG = "options.json"
 WHERE = ("output", "resume")  # options that say where a run is, and nothing about its result
+MAY_CHANGE = ("workers", "parsing", "export")  # on resuming: no weight depends on these
 
 
 class RunOptions(Protocol):
-    """What the options of every run have; all their fields together decide the result."""
+    """What the options of every run have."""
 
     @property
     def output(self) -> Path | None:
@@ -71,9 +72,7 @@ def open_workplace(options: RunOptions, name: str) -> Workplace:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    precision = options.precision
-    if precision == "auto":
-        precision = "bf16" if computes_in_bf16(device) else "fp32"
+    precision = choose_precision(options.precision, device)
     if world > 1:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     config = {**plain(options), "precision": precision, "processes": world}
@@ -90,7 +89,7 @@ def open_folder(output: Path | None, name: str, config: Mapping[str, Any], resum
     """Make the run's folder, or find the one to resume.
 
     Raises:
-        FileExistsError: the folder holds a run and `resume` is not set.
+        FileExistsError: the folder holds a run, or its remains, and `resume` is not set.
         FileNotFoundError: there is nothing to resume.
         OSError: the folder cannot be written.
         ValueError: the run to resume was started with another `config`.
@@ -116,21 +115,26 @@ def open_folder(output: Path | None, name: str, config: Mapping[str, Any], resum
         raise OSError(
             f"{folder} cannot be written ({error.strerror}): pass another --output"
         ) from None
+    if found := sorted(folder.glob("*.pt")):
+        raise FileExistsError(
+            f"{found[0]} was left by a run whose {CONFIG} is gone: delete it, or pass another "
+            "--output"
+        )
     write_json(config, written)
     return folder
 
 
 def discard_unused(place: Workplace) -> None:
     """Forget a run that failed before it left anything to resume."""
-    if place.rank > 0 or any(place.folder.glob("*.pt")):
+    if place.rank > 0 or any(path.suffix in (".pt", ".npy") for path in place.folder.iterdir()):
         return
-    (place.folder / CONFIG).unlink()
+    (place.folder / CONFIG).unlink(missing_ok=True)
     if not any(place.folder.iterdir()):
         place.folder.rmdir()
 
 
 def plain(options: RunOptions) -> dict[str, Any]:
-    """Return what decides the result, as JSON holds it."""
+    """Return all options but where the run is, as JSON holds them."""
     values = {name: value for name, value in asdict(options).items() if name not in WHERE}
     return json.loads(json.dumps(values, default=str))
 
@@ -146,7 +150,7 @@ def _default_folder(name: str, resume: bool) -> Path:
 
 
 def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
-    different = [name for name in new if old.get(name) != new[name]]
+    different = [n for n in new if n not in MAY_CHANGE and old.get(n) != new[n]]
     if different:
         said = ", ".join(f"{n} {old.get(n)} (now {new[n]})" for n in different)
         raise ValueError(f"{folder} was started with {said}: resume it with the same options")

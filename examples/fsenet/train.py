@@ -113,7 +113,7 @@ def main(options: Options, place: Workplace) -> None:
         "versions": versions(),
         "precision": place.precision,
         "seconds": {**laps, "total": round(sum(laps.values()), 1)},
-        "peak_memory_gb": round(peak_memory_gb(), 2),
+        "peak_memory_gb": peak_memory_gb(),
         "parser": parser_scores,
         "shortcuts": shortcuts,
         "arms": numbers,

@@ -8,7 +8,6 @@ writes parsing_net.safetensors and its JSON into the run's folder, the next free
 `train.py` runs the same stage, shorter, on the faces that it draws anyway.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,9 +21,10 @@ from data.batches import BatchPlan, load_batches
 from data.face_params import WILD
 from data.faces import TEST_FROM, draw_faces
 from data.fasseg import FASSEG, ParsingPairs, aligned_pairs, helen_to_fasseg
+from data.images import Source
 from data.procedural import ProceduralFaces
 from fit import Fitted, Schedule, Workplace, fit
-from machine import versions
+from machine import finite, to_json, versions
 from run_folder import one_line_errors, workplace
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -230,21 +230,24 @@ def main(arguments: Arguments, place: Workplace) -> None:
     if arguments.parsing is not None:
         scores["fasseg"] = score_parsing_set(parser, arguments.parsing, "frontal02-test", place)
     about = {
-        "command": "python examples/fsenet/train_parser.py --export",
+        "recipe": "examples/fsenet/train_parser.py",
+        "options": {"seed": arguments.seed, "parser": asdict(how)},
         "data": "procedural faces alone, a new person in every picture",
-        "seed": arguments.seed,
-        "parser": asdict(how),
         "seconds": round(fitted.seconds),
         "precision": place.precision,
+        "processes": place.world,
         "versions": versions(),
         "scores": scores,
     }
-    parser.save_compact(PRETRAINED if arguments.export else place.folder / PRETRAINED.name, about)
-    print(json.dumps(about, indent=2))
+    path = PRETRAINED if arguments.export else place.folder / PRETRAINED.name
+    parser.save_compact(path, finite(about))
+    print(to_json(about))
 
 
 if __name__ == "__main__":
     with one_line_errors():
         chosen = tyro.cli(Arguments)
+        if chosen.parsing is not None:
+            Source(chosen.parsing)  # what is wrong with it is said now, not when the parser is made
         with workplace(chosen, "parser") as place:
             main(chosen, place)

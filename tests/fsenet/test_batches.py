@@ -5,9 +5,10 @@ import itertools
 import pytest
 import torch
 from data.batches import BatchPlan, StepSampler, generator, load_batches
+from data.images import DamagedImage
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(0, 9), st.integers(0, 99))
 
@@ -80,6 +81,21 @@ def test_loading():
     assert load(2) == alone
     assert load(2, first=2) == alone[2:]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Damaged(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        raise DamagedImage("a.zip:Ann/1.png is damaged: replace or remove it")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_one_line(workers):
+    """Torch hands on what a worker raised with its whole traceback as the message."""
+    with pytest.raises(ValueError, match=r"^a.zip:Ann/1.png is damaged: replace or remove it$"):
+        next(load_batches(Damaged(), BatchPlan(2, 1, 0, workers=workers), 0))
 
 
 def test_errors():

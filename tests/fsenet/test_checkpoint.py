@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from checkpoint import load_checkpoint, save_atomically
+from checkpoint import load_checkpoint, save_checkpoint, whole_file
 
 
 def state(value):
@@ -17,17 +17,37 @@ def state(value):
 
 def test_example(tmp_path):
     path = tmp_path / "joint.pt"
-    save_atomically(state(1.0), path)
-    save_atomically(state(2.0), path)
+    save_checkpoint(state(1.0), path)
+    save_checkpoint(state(2.0), path)
     loaded = load_checkpoint(path)
     assert loaded["steps"] == 2.0
     assert torch.equal(loaded["module"]["w"], state(2.0)["module"]["w"])
     assert [p.name for p in tmp_path.iterdir()] == ["joint.pt"]
 
 
+def test_a_whole_file(tmp_path):
+    """The name shows the old content until the block has ended, and after one that failed."""
+    path = tmp_path / "history.jsonl"
+    with whole_file(path) as file:
+        file.write(b"old")
+        assert not path.exists()
+
+    def half():
+        with whole_file(path) as file:
+            file.write(b"ne")
+            file.flush()
+            assert path.read_bytes() == b"old"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "joint.pt"
-    save_atomically(state(1.0), path)
+    save_checkpoint(state(1.0), path)
 
     def disk_full(*_):
         raise OSError(28, "No space left on device")
@@ -36,7 +56,7 @@ def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, disk_full)
             with pytest.raises(OSError, match="No space left"):
-                save_atomically(state(2.0), path)
+                save_checkpoint(state(2.0), path)
         assert load_checkpoint(path)["steps"] == 1.0
         assert [p.name for p in tmp_path.iterdir()] == ["joint.pt"]
 
@@ -45,14 +65,14 @@ def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
 def test_a_killed_writer_leaves_a_whole_one(tmp_path):
     """Kill a writer at arbitrary moments: what is there can be read, and is never older."""
     path, rng, newest, mid_write = tmp_path / "joint.pt", random.Random(0), 0.0, 0
-    save_atomically(state(0.0), path)
+    save_checkpoint(state(0.0), path)
     for _ in range(12):
         pid = os.fork()
         if pid == 0:  # never returns into pytest
             value = newest
             while True:
                 value += 1.0
-                save_atomically(state(value), path)
+                save_checkpoint(state(value), path)
         time.sleep(rng.uniform(0.01, 0.06))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -63,7 +83,7 @@ def test_a_killed_writer_leaves_a_whole_one(tmp_path):
         newest = loaded["steps"]
     assert newest > 0
     assert mid_write, "no kill came while a checkpoint was being written"
-    save_atomically(state(-1.0), path)
+    save_checkpoint(state(-1.0), path)
     assert [p.name for p in tmp_path.iterdir()] == ["joint.pt"]  # what kills left is gone
 
 
@@ -81,10 +101,10 @@ def damaged(path, seed):
 def test_errors(tmp_path):
     path = tmp_path / "joint.pt"
     small = {"module": {"w": torch.zeros(3)}, "fitted": {"history": [{"loss": 1.0}], "steps": 3}}
-    save_atomically(small, path)
+    save_checkpoint(small, path)
     refused = 0
     cases = [damaged(path, seed) for seed in range(60)]
-    save_atomically(state(1.0), path)  # cut far from its end it fails in another way
+    save_checkpoint(state(1.0), path)  # cut far from its end it fails in another way
     cases += [path.read_bytes()[:length] for length in (5000, 30_000, 70_000)]
     for data in [b"", b"\0" * 500, b"no checkpoint", path.read_bytes()[:-1], *cases]:
         path.write_bytes(data)

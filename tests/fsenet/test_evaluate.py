@@ -10,6 +10,7 @@ import pytest
 import torch
 from data.faces import TestSet as Faces
 from evaluate import Arguments, read_embeddings
+from machine import choose_precision
 from model import GlobalNet, load_network
 from protocols.pairs import draw_pairs
 
@@ -53,6 +54,7 @@ def test_example(tmp_path, test_set, capsys):
     evaluate.main(Arguments(path, "procedural"))
     found = json.loads(capsys.readouterr().out)
     assert found["protocol"] == {"name": "noise", "similarity": "cosine"}
+    assert "precision" not in found  # of embeddings that were computed elsewhere
     arm = found["arms"]["embeddings"]
     assert arm["rank_1"] == pytest.approx(16 / 20)
     same = test_set.pairs.same
@@ -90,7 +92,9 @@ def networks(tmp_path_factory):
 @pytest.mark.parametrize("name", ["network", "baseline"])
 def test_networks(networks, test_set, name, capsys):
     evaluate.main(Arguments(networks / name, "procedural"))
-    arms = json.loads(capsys.readouterr().out)["arms"]
+    found = json.loads(capsys.readouterr().out)
+    assert found["precision"] == choose_precision("auto", torch.device("cpu"))
+    arms = found["arms"]
     halves = ["global half", "local half", "both"] if name == "network" else ["global half"]
     assert list(arms) == halves
     assert all(0 <= arm["accuracy"] <= 1 for arm in arms.values())

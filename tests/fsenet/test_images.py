@@ -113,14 +113,34 @@ def test_decode_all(tmp_path):
     assert decoded.is_contiguous(memory_format=torch.channels_last)
     for index in range(3):
         assert torch.equal(decoded[index], folder[index][0])
-    resized = decode_all(folder, size=8, progress=False)
-    assert resized.shape == (3, 3, 8, 8)
-    assert resized[0, :, 4, 4].tolist() == [200, 100, 0]
     odd = make(tmp_path / "odd.zip", pictures() | {"Zoe/1.png": encode((0, 0, 0), (9, 6))})
     with pytest.raises(
         ValueError, match=r"Zoe/1.png is 9x6 and Ann/Ann_0001.png is 4x6: pass size"
     ):
         decode_all(IdentityFolder(odd), progress=False)
+
+
+def test_sizes(tmp_path):
+    """Square pictures of any sizes become one size without aliasing; to stretch is refused."""
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(stripes).save(buffer, "PNG")
+    files = {"A/1.png": buffer.getvalue(), "B/1.png": encode((9, 8, 7), (5, 5))}
+    path = make(tmp_path / "faces.zip", files | {"C/1.png": encode((1, 2, 3), (16, 16))})
+    folder = IdentityFolder(path, size=16)
+    decoded = decode_all(folder, progress=False)
+    assert decoded.shape == (3, 3, 16, 16)
+    for index in range(3):
+        assert torch.equal(decoded[index], folder[index][0])
+    assert (decoded[0].float() - 127.5).abs().max() < 40  # every fourth column alone is all white
+    assert decoded[1, :, 8, 8].tolist() == [9, 8, 7]
+    assert torch.equal(decoded[2], IdentityFolder(path)[2][0])
+
+    odd = IdentityFolder(make(tmp_path / "odd.zip", {"D/1.png": encode((0, 0, 0), (9, 6))}), size=6)
+    message = r"odd.zip:D/1.png is 9x6, not square: cut out and align the faces first \(docs/how-to"
+    with pytest.raises(ValueError, match=message):
+        odd[0]
 
 
 def test_modes():

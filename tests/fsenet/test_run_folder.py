@@ -11,7 +11,6 @@ import run_folder
 import torch
 from data.augment import Augmentation
 from fit import Fitted, Workplace
-from machine import write_json
 from maps import cached_maps
 from options import DEFAULT, PROFILES, parse_options
 from results import print_results, speed, write_results
@@ -56,6 +55,8 @@ def test_resume(tmp_path):
     with pytest.raises(FileExistsError, match="run holds a run: pass --resume, or another --outp"):
         open_folder(options)
     assert open_folder(dataclasses.replace(options, resume=True)) == output
+    other_machine = dataclasses.replace(options, resume=True, workers=3, parsing=Path("x.zip"))
+    assert open_folder(other_machine) == output
     other = dataclasses.replace(
         options, resume=True, lr=0.2, steps=7, augmentation=Augmentation(flip=0.1)
     )
@@ -123,18 +124,29 @@ def test_discard_unused(tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("")
     discard_unused(open_workplace(having(output=tmp_path / "mine"), "default"))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    place = open_workplace(having(output=tmp_path / "mine"), "default")
+    (tmp_path / "mine" / "maps-0.npy").write_bytes(b"")
+    discard_unused(place)
+    assert (tmp_path / "mine" / "options.json").exists()
+
+    # a checkpoint of nobody knows what is not gone on with
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "joint.pt").write_bytes(b"")
+    message = r"joint.pt was left by a run whose options.json is gone: delete it, or pass another"
+    with pytest.raises(FileExistsError, match=message):
+        open_workplace(having(output=tmp_path / "lost"), "default")
 
 
 def test_precision_and_processes_are_held_to(tmp_path, monkeypatch):
     """`auto` is written down as what it was: another machine must not go on in another."""
     options = having(output=tmp_path / "run")
-    monkeypatch.setattr("run_folder.computes_in_bf16", lambda _: False)
+    monkeypatch.setattr("machine.computes_in_bf16", lambda _: False)
     assert open_workplace(options, "default").precision == "fp32"
     written = json.loads((tmp_path / "run" / "options.json").read_text())
     assert (written["precision"], written["processes"]) == ("fp32", 1)
     again = dataclasses.replace(options, resume=True)
     assert open_workplace(again, "default").precision == "fp32"
-    monkeypatch.setattr("run_folder.computes_in_bf16", lambda _: True)
+    monkeypatch.setattr("machine.computes_in_bf16", lambda _: True)
     with pytest.raises(ValueError, match=r"started with precision fp32 \(now bf16\): resume it"):
         open_workplace(again, "default")
     open_workplace(dataclasses.replace(again, precision="fp32"), "default")
@@ -164,15 +176,6 @@ def test_the_rate():
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 1e-4, 1e-4])
     warm = having(lr=1.0, warmup=0.1, milestones=())
     np.testing.assert_allclose([warm.rate(d) for d in (0, 0.049, 0.2)], [0.01, 0.5, 1.0])
-
-
-def test_write_json(tmp_path):
-    path = tmp_path / "a.json"
-    write_json({"x": 1}, path)
-    with pytest.raises(TypeError):
-        write_json({"x": object()}, path)
-    assert json.loads(path.read_text()) == {"x": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +221,7 @@ def test_the_cache_of_maps(tmp_path, net):
         cached_maps(net, images, place)
 
 
-def test_results(tmp_path, capsys):
+def test_results(tmp_path, capsys, monkeypatch):
     stage = Fitted([{"stage": "joint", "step": 0, "loss": 2.0}], 8.0, 2.0, 40)
     assert speed(stage) == {
         "steps": 40,
@@ -229,7 +232,10 @@ def test_results(tmp_path, capsys):
     assert speed(Fitted())["steps_per_second"] == 0
     arm = {"accuracy": 0.9, "standard_error": 0.01, "auc": 0.95, "rank_1": 0.5}
     metrics = {
-        "shortcuts": {"hair": {"accuracy": 0.5, "standard_error": 0.02}},
+        "shortcuts": {
+            "hair": {"accuracy": 0.5, "standard_error": 0.02},
+            "glasses": {"accuracy": None, "standard_error": None},
+        },
         "parser": {"macro_f1": 0.8, "miou": 0.7, "fasseg": {"f1": {"skin": 0.91}}},
         "arms": {"joint: both": arm, "global only": {**arm, "accuracy": 0.85}},
         "paired_tests": [
@@ -243,6 +249,9 @@ def test_results(tmp_path, capsys):
     write_results(tmp_path, metrics, {"joint": stage}, same, scores, {"x": np.arange(3)})
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written == {**metrics, "training": {"joint": speed(stage)}}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("metrics.json", "history.jsonl", "scores.npz", "faces.npz")
+    }
     assert [json.loads(row) for row in (tmp_path / "history.jsonl").open()] == stage.history
     with np.load(tmp_path / "scores.npz") as table:
         assert table["same"].tolist() == [True, False]
@@ -250,12 +259,27 @@ def test_results(tmp_path, capsys):
         np.testing.assert_allclose(table["scores"], [[0.5, 0.1], [0.4, 0.2]])
     with np.load(tmp_path / "faces.npz") as faces:
         assert faces["x"].tolist() == [0, 1, 2]
+
+    def disk_full(*_):
+        raise OSError(28, "No space left on device")
+
+    # every file is there as a whole or not at all
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", disk_full)
+        with pytest.raises(OSError, match="No space"):
+            write_results(tmp_path, {}, {}, same[:1], scores, {})
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    print_results({**metrics, "peak_memory_gb": None})
+    assert "61 s, unknown memory at the peak" in capsys.readouterr().out
     print_results(metrics)
     printed = capsys.readouterr().out
     for text in (
         "shortcut: hair",
         "50.00 ± 2.00 %",
         "macro-F1 0.800, mIoU 0.700",
+        "glasses                      too few pairs",
         "skin 0.91",
         "90.00 ± 1.00 %",
         "0.9500",

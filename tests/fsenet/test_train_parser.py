@@ -37,9 +37,13 @@ def test_a_run(tmp_path):
     assert parser(torch.zeros(1, 3, 112, 112)).shape == (1, 11, 128, 128)
     about = json.loads((folder / "parsing_net.json").read_text())["about"]
     assert about == json.loads(done.stdout)
-    assert about["parser"]["steps"] == 3
+    assert about["options"]["parser"]["steps"] == 3
     assert 0 < about["scores"]["procedural"]["macro_f1"] < 1
     assert str(tmp_path) not in json.dumps(about), "no path of a machine in what is published"
+
+    # what is trained can be written elsewhere and scored on more, by other processes
+    more = run(tmp_path, "--parser.steps=3", "--resume", "--workers=1", "--parsing=nowhere")
+    assert more.stderr == "error: nowhere does not exist: pass a folder or a .zip\n"
 
     other = run(tmp_path, "--parser.steps=2", "--resume")
     assert other.returncode == 1

@@ -82,7 +82,11 @@ def generator(*key: int) -> torch.Generator:
 def load_batches(
     dataset: Dataset[tuple[Tensor, ...]], plan: BatchPlan, first: int
 ) -> Iterator[tuple[torch.Generator, Sequence[Tensor]]]:
-    """Yield the batch of each step from `first` on, with the generator for its augmentation."""
+    """Yield the batch of each step from `first` on, with the generator for its augmentation.
+
+    Raises:
+        ValueError: a picture cannot be decoded, or there are fewer than a batch needs.
+    """
     loader = DataLoader(
         dataset,
         batch_sampler=StepSampler(len(dataset), plan, first),  # type: ignore[arg-type]
@@ -91,5 +95,11 @@ def load_batches(
         # resumed would not be the run that was not interrupted
         generator=generator(plan.seed, first),
     )
-    for step, batch in enumerate(loader, start=first):
-        yield generator(plan.seed, step, plan.rank), batch
+    try:
+        for step, batch in enumerate(loader, start=first):
+            yield generator(plan.seed, step, plan.rank), batch
+    except ValueError as error:
+        text = str(error).strip()
+        if text.startswith("Caught "):  # in a worker: a traceback, and at its end "class: message"
+            text = text.splitlines()[-1].partition(": ")[2]
+        raise ValueError(text) from error

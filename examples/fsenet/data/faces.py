@@ -18,6 +18,7 @@ from data.images import IdentityFolder, Source, decode_all
 from data.procedural import ProceduralFaces
 
 TEST_FROM = 1_000_000  # drawn identities from here on are never trained on
+SIZE = 112  # of every picture, drawn or read; networks and report count on it
 IN_MEMORY = 50_000  # pictures; at 112x112 that is 1.9 GB, and more are streamed
 
 
@@ -97,13 +98,16 @@ def drawn_test_set(faces: DrawnFaces, seed: int) -> TestSet:
 def picture_sets(path: Path, seed: int) -> tuple[TrainingSet, TestSet]:
     """Train on some people of a folder or zip and verify others.
 
+    Pictures are faces brought to the recognition template; square ones of another size than 112
+    are resized, others refused.
+
     A set that brings LFW's lists is split by them: folds 0 to 7 and people of no fold train,
     folds 8 and 9 test. Of any other set a tenth of the people with two pictures or more test.
     """
     if "pairs.txt" in Source(path):
         protocol = LfwProtocol.read(path)
         test = lfw_test_set(path, protocol, (8, 9))
-        train = IdentityFolder(path, protocol.train_identities((8, 9)))
+        train = IdentityFolder(path, protocol.train_identities((8, 9)), SIZE)
     else:
         train, tested = _hold_out(path, seed)
         pairs = draw_pairs(tested.labels, 300, seed)
@@ -119,7 +123,7 @@ def picture_sets(path: Path, seed: int) -> tuple[TrainingSet, TestSet]:
 def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> TestSet:
     """Return the pairs of some of LFW's folds, and all pictures of their people."""
     paths = protocol.test_paths(folds)
-    pictures = IdentityFolder(path, {name.split("/")[0] for name in paths})
+    pictures = IdentityFolder(path, {name.split("/")[0] for name in paths}, SIZE)
     row = {name: number for number, name in enumerate(pictures.paths)}
     index = protocol.held_out(folds)
     pairs = Pairs(
@@ -168,4 +172,5 @@ def _hold_out(path: Path, seed: int) -> tuple[IdentityFolder, IdentityFolder]:
             f"more: testing needs {count} of these, and as many others to train on"
         )
     tested = set(np.random.default_rng(seed).choice(several, count, replace=False).tolist())
-    return IdentityFolder(path, set(names.tolist()) - tested), IdentityFolder(path, tested)
+    others = set(names.tolist()) - tested
+    return IdentityFolder(path, others, SIZE), IdentityFolder(path, tested, SIZE)

@@ -139,6 +139,8 @@ class IdentityFolder(Dataset[tuple[Tensor, int]]):
     Args:
         path: a folder or `.zip`.
         identities: keep these alone; None keeps all.
+        size: height and width that every picture is brought to when it is read (bilinear,
+            antialiased); None leaves it as it is stored.
 
     Raises:
         FileNotFoundError: `path` does not exist.
@@ -146,8 +148,13 @@ class IdentityFolder(Dataset[tuple[Tensor, int]]):
             identity asked for is not there.
     """
 
-    def __init__(self, path: str | Path, identities: Collection[str] | None = None) -> None:
-        self.source = Source(path)
+    def __init__(
+        self,
+        path: str | Path,
+        identities: Collection[str] | None = None,
+        size: int | None = None,
+    ) -> None:
+        self.source, self.size = Source(path), size
         images = [name for name in self.source.names if is_image(name)]
         if not images:
             raise ValueError(
@@ -182,13 +189,24 @@ class IdentityFolder(Dataset[tuple[Tensor, int]]):
         return torch.from_numpy(self.load(index).copy()).permute(2, 0, 1), int(self.labels[index])
 
     def load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Return one picture as it is stored.
+        """Return one picture.
 
         Raises:
             DamagedImage: see `load_rgb`.
+            ValueError: it must be resized and is not square.
         """
         name = self._prefix + self.paths[index]
-        return load_rgb(self.source.read(name), f"{self.source.path}:{name}")
+        picture = load_rgb(self.source.read(name), f"{self.source.path}:{name}")
+        height, width = picture.shape[:2]
+        if self.size is None or height == width == self.size:
+            return picture
+        if height != width:  # to stretch it would change the face
+            raise ValueError(
+                f"{self.source.path}:{name} is {width}x{height}, not square: cut out and align "
+                "the faces first (docs/how-to/alignment.md)"
+            )
+        resized = Image.fromarray(picture).resize((self.size,) * 2, Image.Resampling.BILINEAR)
+        return np.asarray(resized)
 
     def __repr__(self) -> str:
         return (
@@ -197,15 +215,11 @@ class IdentityFolder(Dataset[tuple[Tensor, int]]):
         )
 
 
-def decode_all(
-    folder: IdentityFolder, size: int | None = None, progress: bool = True
-) -> UInt8[Tensor, "n 3 h w"]:
+def decode_all(folder: IdentityFolder, progress: bool = True) -> UInt8[Tensor, "n 3 h w"]:
     """Decode a small set into memory: all of LFW at 112 is 500 MB and takes 7 s of one core.
 
     Args:
         folder: what to decode, in its order.
-        size: resize (bilinear, antialiased) to this height and width; None requires that all
-            pictures have the size of the first.
         progress: show a bar.
 
     Returns:
@@ -213,20 +227,16 @@ def decode_all(
 
     Raises:
         DamagedImage: one cannot be decoded.
-        ValueError: sizes differ and `size` is None.
+        ValueError: sizes differ, or one cannot be brought to the folder's size.
     """
-    first = folder.load(0)
-    height, width = (size, size) if size else first.shape[:2]
+    height, width = folder.load(0).shape[:2]
     pictures = np.empty((len(folder), height, width, 3), dtype=np.uint8)
     for index in tqdm(range(len(folder)), desc="decoding", disable=not progress):
         picture = folder.load(index)
-        if size and picture.shape[:2] != (size, size):
-            resized = Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR)
-            picture = np.asarray(resized)
         if picture.shape != pictures.shape[1:]:
             raise ValueError(
                 f"{folder.paths[index]} is {picture.shape[1]}x{picture.shape[0]} and "
-                f"{folder.paths[0]} is {width}x{height}: pass size= to resize"
+                f"{folder.paths[0]} is {width}x{height}: pass size= to IdentityFolder to resize"
             )
         pictures[index] = picture
     return torch.from_numpy(pictures).permute(0, 3, 1, 2)
