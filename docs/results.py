@@ -60,13 +60,13 @@ def paired(run: Metrics) -> list[str]:
 
 def energy(run: Metrics) -> list[str]:
     """Return the shares of the local vector in two lines."""
-    plain, spread = (run["energy"]["after training"][name] for name in ("plain", "batch norm"))
+    found = run["energy"]["after training"]
     shares = ", ".join(
-        f"{name} {100 * plain[name]:.0f} %" for name in ("features", "distances", "cosines")
+        f"{name} {100 * found[name]:.0f} %" for name in ("features", "distances", "cosines")
     )
     cosines = (
-        f"{row['impostor_cosine_mean']:.2f} ± {row['impostor_cosine_std']:.2f}"
-        for row in (plain, spread)
+        f"{found[f'{name}_mean']:.2f} ± {found[f'{name}_std']:.2f}"
+        for name in ("impostor_cosine", "standardized_impostor_cosine")
     )
     return [
         f"Energy of the local vector after training, as the paper has it: {shares};",

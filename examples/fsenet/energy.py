@@ -12,7 +12,7 @@ from partlocal import PartLocalNet
 @torch.inference_mode()
 def energy_shares(
     net: PartLocalNet, images: Tensor, strangers: Tensor, place: Workplace
-) -> dict[str, dict[str, float]]:
+) -> dict[str, float]:
     """Return shares of the local vector's squared length, and the cosines between strangers.
 
     Args:
@@ -22,9 +22,10 @@ def energy_shares(
         place: device and precision.
 
     Returns:
-        for the vector as the paper has it (`"plain"`), and with every number standardised over
-        these pictures as `norm="batch"` does (`"batch norm"`; an untrained branch has no running
-        statistics): shares that sum to 1, mean and spread of impostor cosines.
+        for the vector as the paper has it: shares that sum to 1, mean and spread of impostor
+        cosines. And the cosines again with every number standardised over these pictures, as
+        `norm="batch"` does (an untrained branch has no running statistics); the shares are then
+        those of the counts.
     """
     net.eval()
     raw, k = [], len(net.parts)
@@ -35,23 +36,23 @@ def energy_shares(
             raw.append(net.branch.correlation(described.parts, described.visibility).float())
     plain = torch.cat(raw)
     standardized = (plain - plain.mean(0)) / plain.std(0).clamp(min=1e-5)
-    variants = {"plain": plain, "batch norm": standardized}
-    return {name: _shares(vector, strangers, k) for name, vector in variants.items()}
 
-
-def _shares(vector: Tensor, strangers: Tensor, k: int) -> dict[str, float]:
-    squared = vector.square().mean(0)
-    width = vector.shape[-1] - 2 * (k - 1)
+    squared = plain.square().mean(0)
+    width = plain.shape[-1] - 2 * (k - 1)
     features, relations = squared[:, :width], squared[:, width:]
-    parts = {
+    energy = {
         "features": features.sum(),
         "distances": relations[:, 0::2].sum(),
         "cosines": relations[:, 1::2].sum(),
     }
-    total = sum(parts.values())
-    unit = F.normalize(vector.flatten(1), dim=1)
-    cosines = (unit * unit[strangers.to(unit.device)]).sum(1)
-    return {name: (value / total).item() for name, value in parts.items()} | {
-        "impostor_cosine_mean": cosines.mean().item(),
-        "impostor_cosine_std": cosines.std().item(),
+    return {
+        **{name: (value / squared.sum()).item() for name, value in energy.items()},
+        **_cosines(plain, strangers, "impostor_cosine"),
+        **_cosines(standardized, strangers, "standardized_impostor_cosine"),
     }
+
+
+def _cosines(vectors: Tensor, strangers: Tensor, name: str) -> dict[str, float]:
+    unit = F.normalize(vectors.flatten(1), dim=1)
+    cosines = (unit * unit[strangers.to(unit.device)]).sum(1)
+    return {f"{name}_mean": cosines.mean().item(), f"{name}_std": cosines.std().item()}

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -186,6 +187,14 @@ def check_left(folder):
     assert set(metrics["arms"]) == arms | controls
     assert metrics["protocol"]["identities"] == 40
     assert set(metrics["energy"]) == {"at initialisation", "after training"}
+
+    # the report finds in the metrics what it looks for
+    page = (folder / "report.html").read_text()
+    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page))
+    assert re.search(r"At initialisation \d+\.\d % \d+\.\d % \d+\.\d % [-−\d]", text)  # noqa: RUF001
+    assert re.search(r"part colours \d+\.\d ± \d\.\d % at most 70 %", text)
+    assert re.search(r"grey pixels \d+\.\d ± \d\.\d % at most 65 %", text)
+    assert "– ± –" not in text  # noqa: RUF001
 
 
 @pytest.mark.slow
