@@ -62,17 +62,17 @@ class Options:
     parsing: Path | None = None
     parser: Literal["train", "pretrained"] = "train"
     parser_options: ParserOptions = field(default_factory=small_parser)
-    identities: int = 150
-    samples: int = 48
+    identities: int = 200
+    samples: int = 36
     test_identities: int = 200
     test_samples: int = 6
     backbone: str = "iresnet10_small"
     map_size: int = 28
     part_dim: int | None = None
-    steps: int = 1300
+    steps: int = 1100
     batch_size: int = 64
     lr: float = 0.05
-    milestones: tuple[float, ...] = (0.5, 0.75, 0.9)
+    milestones: tuple[float, ...] = (0.6, 0.85, 0.95)
     warmup: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4

@@ -1,6 +1,5 @@
 """What a run trains and tests on: drawn faces, or pictures of a folder or zip."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
 from data.images import IdentityFolder, Source, decode_all
-from data.procedural import ProceduralFaces
+from data.procedural import DRAWERS, ProceduralFaces
 
 TEST_FROM = 1_000_000  # drawn identities from here on are never trained on
 SIZE = 112  # of every picture, drawn or read; networks and report count on it
@@ -65,12 +64,9 @@ class TrainingSet:
     num_identities: int
 
 
-def draw_faces(
-    seed: int, identities: range, samples: int, workers: int | None = None
-) -> DrawnFaces:
+def draw_faces(seed: int, identities: range, samples: int, workers: int = DRAWERS) -> DrawnFaces:
     """Render `samples` pictures of each of `identities`, in order."""
     faces = ProceduralFaces(seed, len(identities), samples, first_identity=identities.start)
-    workers = min(2, os.cpu_count() or 1) if workers is None else workers
     pieces = []
     with tqdm(total=len(faces), desc="drawing", unit="face", mininterval=1.0) as bar:
         for batch in DataLoader(faces, batch_size=25, num_workers=workers):

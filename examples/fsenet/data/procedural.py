@@ -25,6 +25,7 @@ A sheet to look at, rows of identities (`--labels` adds part overlays):
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -64,6 +65,8 @@ _FLIP68 = np.concatenate(
 )
 _FLIP_LABELS = np.array([0, 1, 3, 2, 5, 4, 6, 7, 8, 9, 10], np.uint8)
 _POOLS = ThreadpoolController()
+
+DRAWERS = min(4, os.cpu_count() or 1)  # processes that draw many faces
 
 
 @dataclass(frozen=True)

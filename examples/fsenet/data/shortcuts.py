@@ -11,9 +11,10 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 from protocols.pairs import Pairs
+from torch.utils.data import DataLoader, Dataset
 
 from data.face_params import draw_nuisance
-from data.procedural import render
+from data.procedural import DRAWERS, render
 from partlocal.evaluation import ten_fold_accuracy
 
 HAIR = 10
@@ -142,14 +143,25 @@ def _glasses(seed: int, pairs: int) -> dict[str, float | None]:
     same = np.arange(pairs) % 2 == 0
     first = GLASSES_FROM + rng.integers(0, 300, pairs)
     other = GLASSES_FROM + (first - GLASSES_FROM + rng.integers(1, 300, pairs)) % 300
-    sides = []
-    for side, people in enumerate((first, np.where(same, first, other))):
-        rows = []
-        for k, person in enumerate(people.tolist()):
-            sample = 1000 * (2 * k + side)
-            while not draw_nuisance(seed, person, sample).glasses:
-                sample += 1
-            face = render(seed, person, sample)
-            rows.append(_masked(face.image, face.glasses))
-        sides.append(np.array(rows))
-    return _judge(*sides, same, np.arange(pairs) // 2 % 10, worst=False)
+    people = np.concatenate([first, np.where(same, first, other)]).tolist()
+    loader = DataLoader(_WithGlasses(seed, people), batch_size=25, num_workers=DRAWERS)
+    features = np.concatenate([batch.numpy() for batch in loader])
+    fold = np.arange(pairs) // 2 % 10
+    return _judge(features[:pairs], features[pairs:], same, fold, worst=False)
+
+
+class _WithGlasses(Dataset[np.ndarray]):
+    """Features of the glasses in a new picture of each of `people`."""
+
+    def __init__(self, seed: int, people: list[int]) -> None:
+        self.seed, self.people = seed, people
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        person, sample = self.people[index], 1000 * index
+        while not draw_nuisance(self.seed, person, sample).glasses:
+            sample += 1
+        face = render(self.seed, person, sample)
+        return _masked(face.image, face.glasses)
