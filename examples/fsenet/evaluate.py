@@ -60,6 +60,8 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Describe the pictures, score the pairs, write the numbers."""
+    if arguments.output is not None and not arguments.output.parent.is_dir():
+        raise FileNotFoundError(f"--output: {arguments.output.parent} is no folder: make it first")
     test = load_test_set(arguments)
     made = {}
     if arguments.checkpoint.suffix == ".npz":

@@ -1,11 +1,10 @@
 """Part maps of a frozen parser, computed once a picture and kept in the run's folder."""
 
 import hashlib
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
+from checkpoint import whole_file
 from describe import slices
 from fit import Workplace
 from torch import Tensor
@@ -44,7 +43,8 @@ def cached_maps(
             pieces.append(net.parse(images[rows].to(place.device))[0].half().cpu())
     maps = torch.cat(pieces)
     if place.rank == 0:
-        _save(maps.numpy(), path)
+        with whole_file(path) as file:
+            np.save(file, maps.numpy())
     return maps.clone()
 
 
@@ -56,13 +56,3 @@ def _key(net: PartLocalNet, images: Tensor) -> str:
     digest.update(str(tuple(images.shape)).encode())
     digest.update(images.contiguous().numpy().data)
     return digest.hexdigest()[:16]
-
-
-def _save(array: np.ndarray, path: Path) -> None:
-    scratch = path.with_suffix(".tmp")
-    try:
-        with open(scratch, "wb") as file:
-            np.save(file, array)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -49,11 +49,13 @@ def one_line_errors() -> Iterator[None]:
 @contextmanager
 def workplace(options: RunOptions, name: str) -> Iterator[Workplace]:
     """Open the workplace of a run, and leave nothing behind if the run fails at once."""
-    place = open_workplace(options, name)
+    place = None
     try:
+        place = open_workplace(options, name)
         yield place
     except (OSError, ValueError, FloatingPointError):
-        discard_unused(place)
+        if place is not None:
+            discard_unused(place)
         raise
     finally:
         if distributed.is_initialized():

@@ -70,6 +70,13 @@ def test_example(tmp_path, test_set, capsys):
     assert json.loads(output.read_text())["arms"]["embeddings"]["accuracy"] == 1
 
 
+def test_the_output_is_looked_at_first(tmp_path, test_set):
+    """Before minutes of evaluation, not after."""
+    arguments = Arguments(tmp_path / "no.npz", "procedural", output=tmp_path / "no" / "e.json")
+    with pytest.raises(FileNotFoundError, match=r"--output: .*no is no folder: make it first"):
+        evaluate.main(arguments)
+
+
 def test_embeddings(tmp_path):
     vectors = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
     path = save(tmp_path / "e.npz", ["a/1", "b/1", "c/1"], vectors)
