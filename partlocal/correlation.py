@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from partlocal.kernels import Implementation, check_implementation
+from partlocal.kernels import Implementation, check_implementation, runs_kernel
 from partlocal.numerics import accumulation_dtype, refuse_non_finite, result_dtype, wide_matmul
 
 
@@ -25,7 +25,8 @@ def structure_correlation(
             visibility is 0 or its vector is zero (as `part_mask_pool` returns absent parts), and
             the pairs of an absent part are 0: else the distance to it would be the length of the
             other part. None takes every vector as it is.
-        implementation: `"auto"`, `"torch"` or `"triton"`.
+        implementation: `"auto"` and `"torch"` are this definition; `"triton"` is its kernel, on a
+            GPU, in float32 or half precision and for at most 256 parts.
 
     Returns:
         For each part its own c numbers, then (Euclidean distance, cosine) to each other part in
@@ -36,11 +37,16 @@ def structure_correlation(
         ValueError: wrong shape, an empty batch, no part, or parts that are not finite (checked
             in eager mode on a CPU).
         TypeError: the parts are not floating point.
+        NotImplementedError: `implementation="triton"` where the kernel cannot run.
 
     Source: FSENet; its D_i is read as Euclidean distance, its A_i ("angle") as cosine.
     """
     check_implementation(implementation, "structure_correlation")
     _check_inputs(parts, visibility)
+    if runs_kernel(implementation, "structure_correlation", parts=parts):
+        from partlocal.kernels.structure_correlation import structure_correlation as kernel  # noqa: PLC0415
+
+        return kernel(parts, visibility, result_dtype(parts))
     k = parts.shape[1]
     wide = parts.to(accumulation_dtype(parts.dtype))
 

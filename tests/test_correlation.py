@@ -239,8 +239,8 @@ GOOD = {"parts": torch.ones(2, 3, 4)}
         (
             {"implementation": "triton"},
             NotImplementedError,
-            "implementation='triton': structure_correlation has no Triton kernel in this version; "
-            "use implementation='auto' or 'torch'",
+            "implementation='triton': structure_correlation needs parts on a CUDA or ROCm device; "
+            "got cpu: move it there, or use implementation='auto' or 'torch'",
         ),
     ],
 )

@@ -1,0 +1,172 @@
+"""Compile every kernel for GPUs that need not be there, and print what it takes of them.
+
+    python benchmarks/compile_kernels.py           # a table, tab-separated
+    python benchmarks/compile_kernels.py --json    # the same, for tests
+
+The operations run as they are, on small tensors on the CPU; in place of a launch, the kernel is
+compiled with the very arguments of the launch for each target. Nothing is timed: not measured on
+a GPU.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from partlocal.kernels import DTYPES
+from partlocal.kernels import structure_correlation as structure
+
+TARGETS = [
+    GPUTarget("cuda", 80, 32),
+    GPUTarget("cuda", 90, 32),
+    GPUTarget("hip", "gfx942", 64),
+]
+POINTER = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+    torch.bool: "*i1",
+}
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+Case = tuple[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compiled kernel takes of a GPU."""
+
+    case: str
+    kernel: str
+    target: str
+    registers: int  # a thread
+    spills: int  # bytes of stack or scratch a thread
+    shared: int  # bytes a program
+    doubles: int  # instructions in float64
+    load_bits: int  # of the widest load from global memory
+
+
+def specialise(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
+    """Return the kernel with its arguments specialised as a launch would."""
+    signature, constants, attributes = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        kind, divisible = None, False
+        if isinstance(value, torch.Tensor):
+            kind, divisible = POINTER[value.dtype], value.data_ptr() % 16 == 0
+        elif isinstance(value, float):
+            kind = "fp32"
+        elif type(value) is int and value != 1:
+            kind, divisible = "i32" if value < 2**31 else "i64", value % 16 == 0
+        if parameter.is_constexpr or kind is None:
+            signature[parameter.name] = "constexpr"
+            constants[(place,)] = value
+            continue
+        signature[parameter.name] = kind
+        if divisible:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def compile_launches(operation: Callable[[], object]) -> Iterator[tuple[str, GPUTarget, Any]]:
+    """Run `operation`, and yield (kernel, target, compiled) for each of its launches."""
+    launches = []
+
+    def record(self, *args, grid, warmup, **kwargs):
+        names = [parameter.name for parameter in self.params]
+        options = {key: kwargs.pop(key) for key in list(kwargs) if key not in names}
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        launches.append((self, specialise(self, arguments), options))
+
+    with patch.object(JITFunction, "run", record):
+        operation()
+    for kernel, source, options in launches:
+        for target in TARGETS:
+            yield kernel.__name__, target, triton.compile(source, target=target, options=options)
+
+
+def report(case: str, kernel: str, target: GPUTarget, compiled: Any) -> Report:
+    """Read what the kernel takes from its assembler and from the tool in Triton's wheel."""
+    if target.backend == "cuda":
+        text = compiled.asm["ptx"]
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            command = [str(CUOBJDUMP), "-res-usage", file.name]
+            usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        fields, doubles = (r"REG:(\d+)", r"STACK:(\d+)"), ".f64"
+        widths = map(_ptx_bits, re.findall(r"(?:ld\.global|cp\.async\.c[ag])[^;]*;", text))
+    else:
+        usage = text = compiled.asm["amdgcn"]
+        fields = (r"\.vgpr_count:\s+(\d+)", r"\.private_segment_fixed_size:\s+(\d+)")
+        doubles = "_f64"
+        widths = map(_amd_bits, re.findall(r"(?:global|buffer)_load_\w+", text))
+    registers, spills = (int(re.search(field, usage)[1]) for field in fields)
+    return Report(
+        case,
+        kernel,
+        f"sm_{target.arch}" if target.backend == "cuda" else target.arch,
+        registers,
+        spills,
+        compiled.metadata.shared,
+        text.count(doubles),
+        max(widths, default=0),
+    )
+
+
+def _ptx_bits(load: str) -> int:
+    if load.startswith("cp.async"):
+        return 8 * int(re.search(r"\], (0x\w+|\d+)", load)[1], 0)
+    vector = re.search(r"\.v(\d)", load)
+    return int(vector[1] if vector else 1) * int(re.search(r"\.[bfus](\d+)", load)[1])
+
+
+def _amd_bits(load: str) -> int:
+    if "dword" in load:
+        return 32 * int(re.search(r"dwordx?(\d*)", load)[1] or 1)
+    return 16 if "short" in load else 8
+
+
+def structure_cases() -> Iterator[Case]:
+    """Yield what runs `structure_correlation` with every block its configuration chooses."""
+    shapes = [(k, 128) for k in (2, 6, 11, 20, 33, 100, 256)] + [(6, 16), (6, 130), (6, 2048)]
+    for k, c in shapes:
+        for dtype in DTYPES if (k, c) == (6, 128) else [torch.float32]:
+
+            def run(k=k, c=c, dtype=dtype):
+                parts, seen = torch.ones(2, k, c, dtype=dtype), torch.ones(2, k)
+                out = structure.structure_correlation(parts, seen, dtype)
+                structure.structure_correlation_backward(out, parts, seen)
+
+            yield f"structure k={k} c={c} {dtype}".replace("torch.", ""), run
+
+
+def main() -> None:
+    """Print one line a kernel and target."""
+    rows = []
+    for case, operation in structure_cases():
+        for kernel, target, compiled in compile_launches(operation):
+            rows.append(asdict(report(case, kernel, target, compiled)))
+            if "--json" not in sys.argv:
+                if len(rows) == 1:
+                    print(*rows[0], sep="\t")
+                print(*rows[-1].values(), sep="\t", flush=True)
+    if "--json" in sys.argv:
+        print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

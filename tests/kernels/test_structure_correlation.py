@@ -1,0 +1,229 @@
+"""The kernels of `structure_correlation` against its definition in PyTorch."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import DTYPES, LAYOUTS, check, covering, far_apart, lay_out, name
+
+from partlocal.correlation import StructureCorrelation, structure_correlation
+from partlocal.kernels import structure_correlation as kernels
+
+CASES = covering(
+    {
+        "k": [1, 2, 6, 11, 20],
+        "c": [1, 3, 64, 128, 130],
+        "b": [1, 3],
+        "layout": LAYOUTS,
+        "dtype": DTYPES,
+        "visibility": [None, "float", "bool"],
+    }
+)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(k, c, b, layout, dtype, visibility, device):
+    parts = draw(b, k, c)
+    if k > 2:
+        parts[0, 1] = 0
+        parts[-1, 2] = parts[-1, 0]
+    seen = draw(b, k, seed=1) > -0.5
+    seen = {None: None, "float": seen.float(), "bool": seen}[visibility]
+    # A transposed layout is to parts what channels last is to features.
+    parts = lay_out(parts.to(device, dtype), layout)
+    return parts.requires_grad_(), None if seen is None else seen.to(device)
+
+
+def derivatives(parts, visibility, implementation):
+    """The descriptor, its gradient, and the gradients of that."""
+    out = structure_correlation(parts, visibility, implementation=implementation)
+    grad = draw(*out.shape, seed=2).to(out).requires_grad_()
+    (first,) = torch.autograd.grad(out, parts, grad, create_graph=True)
+    toward = draw(*parts.shape, seed=3).to(first)
+    second = torch.autograd.grad(first, (parts, grad), toward)
+    return out, first, *second
+
+
+def test_number_of_cases():
+    assert 25 <= len(CASES) <= 45, len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_definition(case, device):
+    parts, visibility = inputs(**case, device=device)
+    found = derivatives(parts, visibility, "triton")
+    same = derivatives(parts, visibility, "torch")
+    wide = parts.detach().double().requires_grad_()
+    oracle = derivatives(wide, visibility, "torch")
+    # Of one number a part, the cosine is constant: its derivatives are sums of 1 / x^2 that cancel.
+    shortest = wide.detach()[wide != 0].abs().min().item()
+    least = shortest**-2 if case["c"] == 1 else 0.0
+    for one, other, truth in zip(found, same, oracle, strict=True):
+        check(one, other, truth, case["dtype"], least)
+
+
+@pytest.mark.parametrize("k", [1, 3, 33, 100, 256])
+def test_many_parts(k, device):
+    case = {"k": k, "c": 5, "b": 1, "layout": "contiguous", "dtype": torch.float32}
+    parts, _ = inputs(**case, visibility=None, device=device)
+    many = [parts, parts, parts.detach().double().requires_grad_()]
+    results = []
+    for x, implementation in zip(many, ("triton", "torch", "torch"), strict=True):
+        out = structure_correlation(x, None, implementation)
+        results.append((out, torch.autograd.grad(out.sin().sum(), x)[0]))
+    for one, other, truth in zip(*results, strict=True):
+        check(one, other, truth, torch.float32)
+
+
+def test_too_many_parts(device):
+    message = "structure_correlation takes at most 256 parts; got 257: use implementation='auto'"
+    with pytest.raises(NotImplementedError, match=message):
+        structure_correlation(torch.ones(1, 257, 1, device=device), implementation="triton")
+
+
+def test_hand_worked(device):
+    parts = torch.tensor([[[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]]], device=device)
+    expected = torch.tensor([[0, 0, 3, 0, 5, 0], [3, 0, 3, 0, 4, 0.6], [3, 4, 5, 0, 4, 0.6]])
+    found = structure_correlation(parts, implementation="triton")[0]
+    torch.testing.assert_close(found.cpu(), expected)
+    seen = torch.tensor([[0.5, 1.0, 0.0]], device=device)
+    found = structure_correlation(parts, seen, implementation="triton")[0]
+    assert found[:, 2:].eq(0).all()  # one part is zero, one not seen: no pair is left
+
+
+@pytest.mark.parametrize("case", ["identical", "zero", "all zero"])
+@pytest.mark.parametrize("visibility", [None, 1.0])
+def test_identical_and_zero_parts(case, visibility, device):
+    parts = draw(2, 4, 8)
+    if case == "identical":
+        parts[:, 1] = parts[:, 2]
+    else:
+        parts[:, 1 if case == "zero" else slice(None)] = 0
+    parts = parts.to(device).requires_grad_()
+    seen = None if visibility is None else torch.full((2, 4), visibility, device=device)
+    pairs = structure_correlation(parts, seen, "triton")[..., 8:]
+    # Pairs of part 1: with 0, 2, 3. Distance to its twin, or cosine of a zero part.
+    number = 2 if case == "identical" else 1
+    assert pairs[:, 1, number].eq(0).all()
+    (gradient,) = torch.autograd.grad(pairs[:, 1, number].sum(), parts)
+    assert gradient.eq(0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e-4, 1e4, 1e15])
+def test_magnitudes(scale, device):
+    parts = (draw(1, 5, 7) * scale).to(device).requires_grad_()
+    found = derivatives(parts, None, "triton")
+    oracle = derivatives(parts.detach().double().requires_grad_(), None, "torch")
+    plain = derivatives(parts, None, "torch")
+    # Distances grow with the scale, cosines do not: each against its own kind.
+    for numbers in (slice(0, 7), slice(7, None, 2), slice(8, None, 2)):
+        one, other, truth = (x[0][..., numbers] for x in (found, plain, oracle))
+        check(one, other, truth, torch.float32)
+    check(found[1], plain[1], oracle[1], torch.float32)
+
+
+def test_distance_comes_from_differences(device):
+    near = torch.full((1, 2, 64), 100.0, device=device)
+    near[0, 1] += 0.0009765625
+    distance = structure_correlation(near, implementation="triton")[0, 0, 64].item()
+    assert distance == pytest.approx(0.0009765625 * 8, rel=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_far_strides(axis, device, tmp_path):
+    """Images, or parts, that lie 2^31 numbers apart."""
+    strides = (2**31, 4) if axis == 0 else (8, 2**31)
+    far = far_apart(2**31 + 64, device, tmp_path).as_strided((2, 2, 4), (*strides, 1))
+    parts = draw(2, 2, 4).to(device)
+    both = [far.copy_(parts).requires_grad_(), parts.requires_grad_()]
+    found, expected = (derivatives(x, None, "triton") for x in both)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_same_bits(device):
+    parts, visibility = inputs(6, 130, 3, "sliced", torch.float32, "float", device)
+    first, second = (derivatives(parts, visibility, "triton") for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    pairs = first[0][..., 130:].unflatten(2, (5, 2))
+    for i in range(6):
+        for j in range(i):
+            assert torch.equal(pairs[:, i, j], pairs[:, j, i - 1])  # the matrix is symmetric
+
+
+def test_inputs_are_not_written(device):
+    parts, visibility = inputs(6, 64, 3, "sliced", torch.float16, "float", device)
+    before = parts.detach().clone(), visibility.clone()
+    derivatives(parts, visibility, "triton")
+    assert torch.equal(parts, before[0])
+    assert torch.equal(visibility, before[1])
+
+
+@pytest.mark.parametrize("active", [torch.float16, torch.bfloat16])
+def test_autocast(active, device):
+    parts = draw(2, 6, 32).to(device)
+    with torch.autocast(device.type, dtype=active):
+        found, expected = (structure_correlation(parts, None, i) for i in ("triton", "torch"))
+    assert found.dtype == active
+    # The interpreter cuts bfloat16 off where a GPU rounds: one unit in the last place.
+    rounding = torch.finfo(active).eps
+    torch.testing.assert_close(found, expected, rtol=rounding, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_opcheck(k, device):
+    parts, visibility = inputs(k, 8, 2, "sliced", torch.float32, "float", device)
+    for seen in (None, visibility):
+        torch.library.opcheck(kernels.structure_correlation, (parts, seen, torch.float16))
+        grad = draw(2, k, 8 + 2 * (k - 1)).to(device).requires_grad_()
+        torch.library.opcheck(kernels.structure_correlation_backward, (grad, parts, seen))
+
+
+@pytest.mark.parametrize("visibility", [False, True])
+def test_gradient_formula(visibility):
+    """What second derivatives differentiate is the derivative of the definition, in float64."""
+    parts = draw(2, 4, 3).double().requires_grad_()
+    seen = torch.tensor([[1.0, 1, 0, 1], [1, 1, 1, 1]]) if visibility else None
+    out = structure_correlation(parts, seen)
+    grad = draw(*out.shape, seed=1).double()
+    (expected,) = torch.autograd.grad(out, parts, grad)
+    found = kernels.gradient(grad, parts, seen)
+    torch.testing.assert_close(found, expected.to(found), rtol=1e-5, atol=1e-6)
+
+
+COMPILE = """
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from partlocal.correlation import StructureCorrelation
+
+layer = StructureCorrelation("triton")
+inputs = [(torch.randn(b, 6, 8, device=DEVICE, requires_grad=True), torch.rand(b, 6, device=DEVICE))
+          for b in (2, 5, 3, 8)]
+counter = CompileCounterWithBackend("aot_eager")
+compiled = torch.compile(layer, fullgraph=True, backend=counter)
+for parts, visibility in inputs:
+    both = [f(parts, visibility) for f in (compiled, layer)]
+    torch.testing.assert_close(*both)
+    torch.testing.assert_close(*(torch.autograd.grad(y.sin().sum(), parts) for y in both))
+assert counter.frame_count <= 2, counter.frame_count
+
+batch = {0: torch.export.Dim("b")}
+example = tuple(x.detach() for x in inputs[0])
+program = torch.export.export(layer, example, dynamic_shapes=(batch, batch))
+assert "partlocal" not in str(program.graph), program.graph  # runs where we are not installed
+torch.testing.assert_close(program.module()(*inputs[1]), layer(*inputs[1]))
+"""
+
+
+def test_compile(device):
+    script = COMPILE.replace("DEVICE", repr(device.type))
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_module(device):
+    layer = StructureCorrelation(implementation="triton")
+    parts = draw(2, 6, 16).to(device)
+    assert torch.equal(layer(parts), structure_correlation(parts, implementation="triton"))
