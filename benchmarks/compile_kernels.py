@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +27,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from partlocal.kernels import DTYPES
+from partlocal.kernels import part_mask_pool as pooling
 from partlocal.kernels import structure_correlation as structure
 
 TARGETS = [
@@ -154,10 +156,49 @@ def structure_cases() -> Iterator[Case]:
             yield f"structure k={k} c={c} {dtype}".replace("torch.", ""), run
 
 
+def pool_cases() -> Iterator[Case]:
+    """Yield what runs `part_mask_pool`: the layouts and dtypes of FSENet's shape, and others."""
+    face = [
+        (mode, 256, 6, 128, 28, layout, dtype)
+        for mode in ("sum", "max")
+        for layout in ("contiguous", "channels_last")
+        for dtype in DTYPES
+    ]
+    others = [
+        ("mean", 1, 6, 128, 28, "contiguous", torch.float32),
+        ("max", 1, 6, 128, 28, "contiguous", torch.float32),
+        ("sum", 1, 6, 128, 28, "crop", torch.float32),
+        ("max", 256, 6, 128, 28, "crop", torch.float32),
+        *(("sum", 256, k, 128, 28, "contiguous", torch.float32) for k in (20, 100)),
+        *((mode, 256, 1, 1, 4, "contiguous", torch.float32) for mode in ("sum", "max")),
+        *(("sum", 256, 6, 2048, 7, layout, torch.bfloat16) for layout in ("contiguous", "tokens")),
+    ]
+    for mode, b, k, c, side, layout, dtype in face + others:
+
+        def run(mode=mode, b=b, k=k, c=c, side=side, layout=layout, dtype=dtype):
+            shape = (1, c, side, side)
+            features = torch.ones(shape, dtype=dtype)
+            if layout in ("channels_last", "tokens"):
+                features = features.contiguous(memory_format=torch.channels_last)
+            elif layout == "crop":
+                features = torch.ones(1, c, side + 2, side + 4, dtype=dtype)[..., 1:-1, 2:-2]
+            features = features.expand(b, -1, -1, -1)
+            maps, seen = torch.ones(1, k, side, side).expand(b, -1, -1, -1), torch.ones(b, k)
+            parts, _, _, cell = pooling.pool(features, maps, seen, mode, True, 0.0, 0.5)
+            last = pooling.is_channels_last(features)
+            if mode == "max":
+                pooling.spread_maxima(parts, cell, (side, side), dtype, last)
+            else:
+                pooling.spread_parts(parts, maps, dtype, last)
+                pooling.part_products(parts, features)
+
+        yield f"{mode} b={b} k={k} c={c} {side}x{side} {layout} {dtype}".replace("torch.", ""), run
+
+
 def main() -> None:
     """Print one line a kernel and target."""
     rows = []
-    for case, operation in structure_cases():
+    for case, operation in chain(structure_cases(), pool_cases()):
         for kernel, target, compiled in compile_launches(operation):
             rows.append(asdict(report(case, kernel, target, compiled)))
             if "--json" not in sys.argv:

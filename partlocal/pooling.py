@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from partlocal.kernels import Implementation, check_implementation
+from partlocal.kernels import Implementation, check_implementation, runs_kernel
 from partlocal.numerics import (
     EPS,
     accumulation_dtype,
@@ -60,7 +60,8 @@ def part_mask_pool(
         min_visibility: parts below it are absent; 0 keeps all (the paper).
         area_threshold: the border of the area in `"mean"` and `"max"`.
         grid: (height, width) of the tokens; not for feature maps.
-        implementation: `"auto"`, `"torch"` or `"triton"`.
+        implementation: `"auto"` and `"torch"` are this definition; `"triton"` is its kernel, on a
+            GPU, for features in float32 or half precision.
 
     Returns:
         parts, in the dtype of the features (or autocast's), the mass (sum of the map over the
@@ -72,6 +73,7 @@ def part_mask_pool(
         ValueError: wrong shapes or devices, an empty batch, no part, an unknown mode, or features
             that are not finite (checked in eager mode on a CPU, as far as they reach a part).
         TypeError: features or maps are not floating point.
+        NotImplementedError: `implementation="triton"` where the kernel cannot run.
 
     Source: FSENet, eq. 6 and section 4.7.4 (sum, mean and max "under the masked area").
     """
@@ -85,6 +87,12 @@ def part_mask_pool(
         visibility = maps.amax((2, 3))
     visibility = visibility.to(wide)
     maps = resize_maps(maps.to(wide), (features.shape[2], features.shape[3]))
+    if runs_kernel(implementation, "part_mask_pool", features=features, maps=maps):
+        from partlocal.kernels.part_mask_pool import pool  # noqa: PLC0415
+
+        seen = visibility.detach()
+        pooled = pool(features, maps, seen, mode, normalize, min_visibility, area_threshold)
+        return PartFeatures(pooled[0].to(result_dtype(features)), pooled[1], visibility)
     mass = maps.sum((2, 3))
     present = (mass > EPS) & (visibility >= min_visibility)
     if mode == "sum":

@@ -476,8 +476,8 @@ NAN[3, 2, 5, 5] = torch.nan
         (
             {"implementation": "triton"},
             NotImplementedError,
-            "implementation='triton': part_mask_pool has no Triton kernel in this version; use "
-            "implementation='auto' or 'torch'",
+            "implementation='triton': part_mask_pool needs features on a CUDA or ROCm device; got "
+            "cpu: move it there, or use implementation='auto' or 'torch'",
         ),
     ],
 )
