@@ -148,8 +148,8 @@ def structure_cases() -> Iterator[Case]:
     for k, c in shapes:
         for dtype in DTYPES if (k, c) == (6, 128) else [torch.float32]:
 
-            def run(k=k, c=c, dtype=dtype):
-                parts, seen = torch.ones(2, k, c, dtype=dtype), torch.ones(2, k)
+            def run(k=k, c=c, dtype=dtype, kind=torch.bool if k == 2 else torch.float32):
+                parts, seen = torch.ones(2, k, c, dtype=dtype), torch.ones(2, k, dtype=kind)
                 out = structure.structure_correlation(parts, seen, dtype)
                 structure.structure_correlation_backward(out, parts, seen)
 
@@ -169,7 +169,8 @@ def pool_cases() -> Iterator[Case]:
         ("max", 1, 6, 128, 28, "contiguous", torch.float32),
         ("sum", 1, 6, 128, 28, "crop", torch.float32),
         ("max", 256, 6, 128, 28, "crop", torch.float32),
-        *(("sum", 256, k, 128, 28, "contiguous", torch.float32) for k in (20, 100)),
+        *(("sum", 256, 20, 128, 28, "contiguous", dtype) for dtype in DTYPES),
+        *(("max", 256, k, 128, 28, "contiguous", torch.float32) for k in (2, 20)),
         *((mode, 256, 1, 1, 4, "contiguous", torch.float32) for mode in ("sum", "max")),
         *(("sum", 256, 6, 2048, 7, layout, torch.bfloat16) for layout in ("contiguous", "tokens")),
     ]

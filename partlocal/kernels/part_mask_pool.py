@@ -30,6 +30,7 @@ from partlocal.kernels.registration import device_of, power_of_two
 # Below so many programs the cells are shared out: about two for each multiprocessor of an H100.
 # A constant, because the number of shares decides the order of the sum.
 PROGRAMS = 256
+LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}  # whose default differs between versions
 
 
 @triton.jit
@@ -74,8 +75,8 @@ def pool_kernel(
     maps += image * m_b + ks.to(tl.int64)[:, None] * m_k
     total = tl.full([BLOCK_K, BLOCK_C], float("-inf") if MODE == "max" else 0.0, tl.float32)
     cell = tl.zeros([BLOCK_K, BLOCK_C], tl.int32)
-    mass = tl.zeros([BLOCK_K], tl.float32)
-    count = tl.zeros([BLOCK_K], tl.float32)
+    masses = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
+    counts = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
     for start in range(split * span, tl.minimum(split * span + span, cells), BLOCK_P):
         ps = start + tl.arange(0, BLOCK_P)
         inside = ps < cells
@@ -83,11 +84,11 @@ def pool_kernel(
         tile = tl.load(place, mask=(cs < c)[:, None] & inside[None, :], other=0).to(tl.float32)
         place = maps + _cells(ps, width, m_h, m_w, FLAT_M)[None, :]
         weight = tl.load(place, mask=(ks < k)[:, None] & inside[None, :], other=0).to(tl.float32)
-        mass += tl.sum(weight, 1)
+        masses += weight
         if MODE != "sum":
             area = (weight >= threshold) & inside[None, :]
             weight = area.to(tl.float32)
-            count += tl.sum(weight, 1)
+            counts += weight
         if MODE == "max":
             under = tl.where(area[:, None, :], tile[None, :, :], float("-inf"))
             best, found = tl.max(under, 2, return_indices=True, return_indices_tie_break_left=True)
@@ -96,6 +97,8 @@ def pool_kernel(
             cell = tl.where(better, found + start, cell)
         else:
             total = tl.dot(weight, tl.trans(tile), total, input_precision="ieee")
+    # Once, after the loop: Triton 3.8 fails on a sum of loaded values in it that is used twice.
+    mass, count = tl.sum(masses, 1), tl.sum(counts, 1)
     write = (ks < k)[:, None] & (cs < c)[None, :]
     if FINISH:
         visible = tl.load(seen + image * k + ks, mask=ks < k, other=0)
@@ -202,24 +205,33 @@ def product_kernel(
     tl.store(out + at, total, mask=(ks < k)[:, None] & (ps < cells)[None, :])
 
 
-def configuration(k: int, c: int, cells: int, mode: str) -> dict[str, int]:
-    """Return the blocks and warps for k parts of c channels over a number of cells."""
-    if mode == "max":  # a tile of parts x channels x cells in registers
-        block_k = power_of_two(k, 1, 8)
-        block_c = power_of_two(c, 1, 16)
-        block_p = power_of_two(cells, 16, max(32, 4096 // (block_k * block_c)))
-        return {"BLOCK_K": block_k, "BLOCK_C": block_c, "BLOCK_P": min(block_p, 64), "num_warps": 4}
-    # A matrix product takes blocks of at least 16.
-    block_k = power_of_two(k, 16, 64)
-    block_c = power_of_two(c, 16, 64)
-    block_p = power_of_two(cells, 16, 32 if block_k == 64 else 64)
-    return {"BLOCK_K": block_k, "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 4}
+def configuration(kernel: str, k: int, c: int, cells: int) -> dict[str, int]:
+    """Return the blocks and warps of a kernel for k parts of c channels over a number of cells.
+
+    Args:
+        kernel: `"sum"` (the mean too), `"max"`, `"spread"` or `"product"`.
+    """
+    # Chosen so that no register spills (the products of 16-bit inputs take most of them), and not
+    # by time: tests/kernels/test_compilation.py holds them to it.
+    most_k, most_c, most_p = {
+        "sum": (32, 32, 32 if k <= 16 else 16),
+        "max": (8, 16, 32),  # a tile of parts x channels x cells
+        "spread": (16, 64, 64),
+        "product": (32, 16, 64),
+    }[kernel]
+    least = 1 if kernel == "max" else 16  # what a matrix product takes
+    return {
+        "BLOCK_K": power_of_two(k, least, most_k),
+        "BLOCK_C": power_of_two(c, least, most_c),
+        "BLOCK_P": power_of_two(cells, 16, most_p),
+        **LAUNCH,
+    }
 
 
 class _Grid(NamedTuple):
     """Strides of b, c, h, w, and whether the rows of cells follow each other evenly."""
 
-    strides: tuple[int, int, int, int]
+    strides: tuple[int, ...]
     flat: bool
 
 
@@ -238,7 +250,7 @@ def _pool(
     """Launch the pooling; without `seen` return plain totals and a scale that means nothing."""
     b, c, h, w = features.shape
     k = maps.shape[1]
-    blocks = configuration(k, c, h * w, mode)
+    blocks = configuration("max" if mode == "max" else "sum", k, c, h * w)
     tiles = triton.cdiv(c, blocks["BLOCK_C"]), triton.cdiv(k, blocks["BLOCK_K"])
     steps = triton.cdiv(h * w, blocks["BLOCK_P"])
     span = triton.cdiv(steps, min(steps, triton.cdiv(PROGRAMS, b * tiles[0] * tiles[1])))
@@ -256,8 +268,9 @@ def _pool(
         shares = new(b, splits, k, c), new(b, splits, *cell.shape[1:], dtype=torch.int32)
         outputs = (*shares, new(b, splits, k), new(b, splits, k))
     feature_grid, map_grid = _grid_of(features), _grid_of(maps)
+    grid = (b * splits, *tiles)
     with device_of(features):
-        pool_kernel[(b * splits, *tiles)](
+        pool_kernel[grid](
             features, maps, given, *outputs, k, c, h * w, w, splits, span * blocks["BLOCK_P"],
             *feature_grid.strides, *map_grid.strides, min_visibility, threshold,
             MODE=mode, NORMALIZE=normalize, FINISH=finish,
@@ -267,7 +280,7 @@ def _pool(
             block = power_of_two(c, 1, 256)
             finish_kernel[(b * k, triton.cdiv(c, block))](
                 *outputs, seen, parts, cell, mass, scale, k, c, splits, min_visibility,
-                MODE=mode, NORMALIZE=normalize, BLOCK_C=block, num_warps=4,
+                MODE=mode, NORMALIZE=normalize, BLOCK_C=block, **LAUNCH,
             )  # fmt: skip
     if seen is None and splits > 1:
         parts = outputs[0].sum(1)
@@ -322,7 +335,7 @@ def part_products(sums: Tensor, features: Tensor) -> Tensor:
     """Return sum_c S[k,c] F[c,p] as [b, k, h, w] in float32."""
     (b, c, h, w), k = features.shape, sums.shape[1]
     out = features.new_empty((b, k, h, w), dtype=torch.float32)
-    blocks = configuration(k, c, h * w, "sum")
+    blocks = configuration("product", k, c, h * w)
     steps = triton.cdiv(h * w, blocks["BLOCK_P"])
     grid = _grid_of(features)
     with device_of(features):
@@ -381,7 +394,7 @@ def _like_features(
 
 def _spread(sums: Tensor, weights: Tensor, cell: Tensor, out: Tensor, grid: _Grid | None) -> None:
     (b, c, h, w), k = out.shape, sums.shape[1]
-    blocks = configuration(k, c, h * w, "sum")
+    blocks = configuration("spread", k, c, h * w)
     steps = triton.cdiv(h * w, blocks["BLOCK_P"])
     strides = (0, 0, 0, 0) if grid is None else grid.strides
     with device_of(sums):

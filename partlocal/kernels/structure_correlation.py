@@ -138,6 +138,7 @@ def configuration(k: int, c: int) -> dict[str, int]:
         "BLOCK_K": block_k,
         "BLOCK_C": block_c,
         "num_warps": 1 if block_k * block_c <= 512 else 4,
+        "enable_fp_fusion": True,  # whose default differs between versions
     }
 
 

@@ -44,12 +44,16 @@ def test_fits(reports):
 
 
 def test_loads_are_wide(reports):
-    """Where rows are aligned, a thread loads 16 bytes at a time (AMD, of 16 bits: 8)."""
-    aligned = [r for r in reports if "c=128" in r["case"]]
-    assert aligned
+    """A thread loads 16 bytes of features at once (AMD: 8; the maximum, whose tile is small: 4)."""
+    reading = ("forward_kernel", "backward_kernel", "pool_kernel", "product_kernel")
+    aligned = [r for r in reports if r["kernel"] in reading and "c=128" in r["case"]]
+    aligned = [r for r in aligned if "crop" not in r["case"]]
+    assert len(aligned) > 50
     for report in aligned:
-        narrow = report["target"] == "gfx942" and "float16" in report["case"]
-        assert report["load_bits"] >= (64 if narrow else 128), report
+        least = 64 if report["target"] == "gfx942" else 128
+        if report["case"].startswith("max"):
+            least //= 2
+        assert report["load_bits"] >= least, report
 
 
 BAD = """
