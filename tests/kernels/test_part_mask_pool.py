@@ -135,6 +135,16 @@ def test_shares_of_the_cells(mode, splits, device, monkeypatch):
     assert gradient.flatten(2).nonzero()[:, 2].eq(0).all()  # the first of equals
 
 
+@pytest.mark.parametrize("mode", ["mean", "max"])
+def test_area_of_all_cells(mode, device):
+    """A border of 0 takes every cell, and none of those a block holds beyond the last."""
+    features, maps, _ = inputs((7, 7), 5, 3, 2, torch.float32, device)
+    features = features.detach() - 9  # beyond the last cell lie zeros
+    found = part_mask_pool(features, maps, mode, False, area_threshold=0, implementation="triton")
+    plain = features.mean((2, 3)) if mode == "mean" else features.amax((2, 3))
+    torch.testing.assert_close(found.parts[:, 0], plain)
+
+
 def test_hand_worked(device):
     features = torch.tensor([[[[1.0, 3.0], [5.0, -7.0]]]], device=device)
     maps = torch.tensor([[[[1.0, 0.5], [0.25, 0.0]]]], device=device)
@@ -234,11 +244,11 @@ def test_frozen_maps_keep_no_features(device):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_far_strides(mode, axis, device, tmp_path):
-    """Images, channels or rows that lie 2^31 numbers apart."""
-    strides = [20, 10, 3, 1]
-    strides[axis] = 2**31
-    far = far_apart(2**31 + 64, device, tmp_path).as_strided((2, 2, 2, 3), strides)
-    features, maps, seen = inputs((2, 3), 2, 3, 2, torch.float32, device)
+    """The third image, channel or row begins 2^31 numbers after the first, by a 32-bit stride."""
+    strides = [36, 12, 4, 1]
+    strides[axis] = 2**30
+    far = far_apart(2**31 + 128, device, tmp_path).as_strided((3, 3, 3, 4), strides)
+    features, maps, seen = inputs((3, 4), 3, 3, 3, torch.float32, device)
     far = far.copy_(features.detach()).requires_grad_()
     found, expected = (derivatives(x, maps, seen, mode, second=False) for x in (far, features))
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))

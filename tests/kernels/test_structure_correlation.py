@@ -135,10 +135,10 @@ def test_distance_comes_from_differences(device):
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_far_strides(axis, device, tmp_path):
-    """Images, or parts, that lie 2^31 numbers apart."""
-    strides = (2**31, 4) if axis == 0 else (8, 2**31)
-    far = far_apart(2**31 + 64, device, tmp_path).as_strided((2, 2, 4), (*strides, 1))
-    parts = draw(2, 2, 4).to(device)
+    """The third image, or part, begins 2^31 numbers after the first, by a 32-bit stride."""
+    strides = (2**30, 4) if axis == 0 else (12, 2**30)
+    far = far_apart(2**31 + 64, device, tmp_path).as_strided((3, 3, 4), (*strides, 1))
+    parts = draw(3, 3, 4).to(device)
     both = [far.copy_(parts).requires_grad_(), parts.requires_grad_()]
     found, expected = (derivatives(x, None, "triton") for x in both)
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
