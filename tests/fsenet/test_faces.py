@@ -122,6 +122,14 @@ def test_people_with_one_picture_only_train(tmp_path):
     assert {i % 2 for i in owners(test.images)} == {0}
 
 
+def test_of_many_people_some_test(tmp_path, monkeypatch):
+    """Their pictures are held in memory, so of a large set a tenth would be too many."""
+    path = make(tmp_path / "faces.zip", 640, 2)
+    monkeypatch.setattr(faces, "MAX_TESTED", 62)
+    train, test = picture_sets(path, seed=0)
+    assert (train.num_identities, test.flags["identities"]) == (640 - 62, 62)
+
+
 def test_streamed(tmp_path, monkeypatch):
     """More pictures than memory shall hold are read when they are asked for: the same items.
 
@@ -204,6 +212,32 @@ def test_errors(tmp_path):
         message = f"a fold of 10 has {found} impostor pairs; it needs two people"
         with pytest.raises(ValueError, match=message):
             drawn_test_set(drawn(people, samples), 0)
+
+
+def lfw_changed(path, change):
+    """LFW's layout with the files renamed, or left out where `change` returns None."""
+    with (
+        zipfile.ZipFile(lfw_like(path.with_suffix(".all"))) as old,
+        zipfile.ZipFile(path, "w") as new,
+    ):
+        for name in old.namelist():
+            if changed := change(name):
+                new.writestr(changed, old.read(name))
+    return path
+
+
+def test_lfw_in_another_format(tmp_path):
+    """The lists name JPEGs; aligned copies are often PNGs."""
+    path = lfw_changed(tmp_path / "lfw.zip", lambda name: name.replace(".jpg", ".png"))
+    _, test = picture_sets(path, 0)
+    assert test.names[test.pairs.first[0]] == "P016/P016_0001.png"
+
+
+def test_lfw_lacks_a_picture(tmp_path):
+    path = lfw_changed(tmp_path / "lfw.zip", lambda name: None if "P018_0002" in name else name)
+    message = r"lfw.zip holds no picture P018/P018_0002, which the pairs name: add it"
+    with pytest.raises(ValueError, match=message):
+        picture_sets(path, 0)
 
 
 @pytest.mark.slow
