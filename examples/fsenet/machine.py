@@ -5,12 +5,15 @@ import math
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy
+import timm
 import torch
 from checkpoint import whole_file
+
+import partlocal
 
 try:
     import resource
@@ -47,16 +50,16 @@ def versions() -> dict[str, str]:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
-    packages = {name: version(name) for name in ("partlocal", "torch", "timm", "numpy")}
+    modules = (partlocal, torch, timm, numpy)
+    packages = {module.__name__: str(module.__version__) for module in modules}
     return {**packages, "python": platform.python_version(), "commit": commit}
 
 
 def peak_memory_gb() -> float | None:
-    """Return the largest resident size that a process of this run has reached, in GB.
+    """Return the largest resident size that this process or a child has reached, in GB.
 
-    The run's processes are this one and its children that have ended, of which the system keeps
-    the largest alone. They are not added up: forked ones share memory. None where the system does
-    not say (Windows).
+    Of the children that have ended the system keeps the largest alone. It is not added to this
+    process's own size: what is forked shares memory. None where the system does not say (Windows).
     """
     if resource is None:
         return None
