@@ -106,6 +106,7 @@ def test_a_folder_of_pictures(tmp_path, samples):
     path = make(tmp_path / "faces.zip", 130, samples)
     train, test = picture_sets(path, seed=0)
     check_held_out(train, test, 130)
+    assert train.images.shape[2:] == test.images.shape[2:] == (112, 112)
     assert test.flags["identities"] == len(owners(test.images)) == 60
     assert len(test.pairs.same) == 10 * {2: 12, 5: 120}[samples]
     assert test.lfw is None
@@ -175,6 +176,7 @@ def test_lfws_lists_decide(tmp_path):
     assert train.num_identities == 18
     near = {round(int(red) / 10) for red in owners(train.images)}
     assert near == {*range(16), 20, 21}
+    assert train.images.shape[2:] == test.images.shape[2:] == (112, 112)
     assert [test.names[i] for i in test.pairs.first[:4]] == [
         "P016/P016_0001.jpg",
         "P017/P017_0002.jpg",

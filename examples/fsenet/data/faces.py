@@ -143,7 +143,11 @@ def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> Tes
             f"{path} holds no picture {error.args[0]}, which the pairs name: add it"
         ) from None
     pairs = Pairs(first, second, protocol.same[index], protocol.fold[index], pictures.labels)
-    flags: dict[str, Any] = {"name": "lfw", "test_folds": list(folds), "list_sha256": protocol.hashes}
+    flags: dict[str, Any] = {
+        "name": "lfw",
+        "test_folds": list(folds),
+        "list_sha256": protocol.hashes,
+    }
     published = set(folds) == set(protocol.fold.tolist())
     flags |= {"pairs": len(index), "comparable_with_published": published}
     # all pairs of all of LFW's pictures are too many; of two folds they are 3.6 million
