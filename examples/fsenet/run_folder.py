@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from fit import Workplace
-from machine import choose_precision, write_json
+from machine import choose_precision, keep_freed_memory, write_json
 from torch import distributed
 
 RUNS = Path("runs")
@@ -51,6 +51,7 @@ def workplace(options: RunOptions, name: str) -> Iterator[Workplace]:
     """Open the workplace of a run, and leave nothing behind if the run fails at once."""
     place = None
     try:
+        keep_freed_memory()
         place = open_workplace(options, name)
         yield place
     except (OSError, ValueError, FloatingPointError):
