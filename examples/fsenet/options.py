@@ -69,7 +69,7 @@ class Options:
     backbone: str = "iresnet10_small"
     map_size: int = 28
     part_dim: int | None = None
-    steps: int = 1100
+    steps: int = 1000
     batch_size: int = 64
     lr: float = 0.05
     milestones: tuple[float, ...] = (0.6, 0.85, 0.95)
