@@ -32,8 +32,11 @@ ALLOWED = {
     "backbone": {"pixels", "timm_models"},
     "timm_models": {"pixels"},
     "alignment": set(),
+    "masked_norm": {"numerics"},
+    "branch": {"correlation", "masked_norm", "numerics", "pooling"},
     "local": {
-        *("backbone", "correlation", "hub", "kernels", "labels", "parsing", "part_maps"),
+        *("backbone", "branch", "correlation", "hub", "kernels", "labels", "numerics", "parsing"),
+        "part_maps",
         "pooling",
         "resize",
         "segmenters",
