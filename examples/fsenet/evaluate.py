@@ -22,8 +22,9 @@ import torch
 import tyro
 from arms import measure
 from data.faces import TEST_FROM, TestSet, draw_faces, drawn_test_set, lfw_test_set
-from describe import describe
+from describe import TestTime, describe
 from fit import Workplace
+from limits import check_numbers
 from machine import choose_precision, to_json, versions, write_json
 from model import load_network
 from protocols.lfw import LfwProtocol
@@ -44,6 +45,7 @@ class Arguments:
         seed: of the drawn people.
         identities: drawn people.
         samples: pictures of each.
+        test_time: `concatenation` of the vectors of a picture and its mirror image, or their `sum`.
         precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
     """
 
@@ -55,11 +57,13 @@ class Arguments:
     seed: int = 0
     identities: int = 200
     samples: int = 6
+    test_time: TestTime = "concatenation"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 def main(arguments: Arguments) -> None:
     """Describe the pictures, score the pairs, write the numbers."""
+    check_numbers(arguments)
     check_paths(arguments)
     net = None
     if arguments.checkpoint.suffix != ".npz":
@@ -71,12 +75,13 @@ def main(arguments: Arguments) -> None:
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         place = Workplace(Path(), device, choose_precision(arguments.precision, device))
-        described = describe(net.to(device), test.images, place)
+        described = describe(net.to(device), test.images, place, test_time=arguments.test_time)
         vectors = {"global half": described.global_half}
         if described.local_half is not None:
             vectors["local half"] = described.local_half
             vectors["both"] = described.join(described.local_half)
-        made["test_time"] = "original and mirrored concatenated, then L2"
+        how = {"concatenation": "concatenated", "sum": "added"}[arguments.test_time]
+        made["test_time"] = f"original and mirrored {how}, then L2"
         made["precision"] = place.precision
     result = {
         "checkpoint": str(arguments.checkpoint),

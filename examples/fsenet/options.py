@@ -7,6 +7,7 @@ from typing import Literal
 
 import tyro
 from data.augment import Augmentation
+from describe import TestTime
 from train_parser import ParserOptions
 
 
@@ -49,6 +50,8 @@ class Options:
         scale: of the cosines.
         local_loss_weight: of the local half's loss beside the global one's (eq. 3: 1).
         local_weight: of the local half in the descriptor (table 8: 0.6).
+        test_time: `concatenation` of the vectors of a picture and its mirror image (eq. 5), or
+            their `sum`.
         augmentation: how far training pictures are moved.
         precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
         workers: processes that decode pictures.
@@ -80,6 +83,7 @@ class Options:
     scale: float = 16.0
     local_loss_weight: float = 1.0
     local_weight: float = 0.6
+    test_time: TestTime = "concatenation"
     augmentation: Augmentation = field(default_factory=Augmentation)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: int = 0

@@ -81,6 +81,8 @@ def test_paths_are_looked_at_first(tmp_path, monkeypatch):
         evaluate.main(dataclasses.replace(arguments, output=tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no.npz does not exist: pass the network/ or"):
         evaluate.main(Arguments(tmp_path / "no.npz", "procedural"))
+    with pytest.raises(ValueError, match=r"^--seed must be between 0 and 4294967295; got -1$"):
+        evaluate.main(Arguments(path, "procedural", seed=-1))
     (tmp_path / "network").mkdir()
     with pytest.raises(FileNotFoundError, match="config"):  # from the network, which is loaded
         evaluate.main(Arguments(tmp_path / "network", "procedural"))
@@ -113,6 +115,11 @@ def test_networks(networks, test_set, name, capsys):
     arms = found["arms"]
     halves = ["global half", "local half", "both"] if name == "network" else ["global half"]
     assert list(arms) == halves
+    assert found["test_time"] == "original and mirrored concatenated, then L2"
+    evaluate.main(Arguments(networks / name, "procedural", test_time="sum"))
+    added = json.loads(capsys.readouterr().out)
+    assert added["test_time"] == "original and mirrored added, then L2"
+    assert added["arms"] != arms
     assert all(0 <= arm["accuracy"] <= 1 for arm in arms.values())
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
+from data.batches import worker_errors
 from data.images import IdentityFolder, Source, decode_all
 from data.procedural import DRAWERS, ProceduralFaces
 
@@ -66,10 +67,15 @@ class TrainingSet:
 
 
 def draw_faces(seed: int, identities: range, samples: int, workers: int = DRAWERS) -> DrawnFaces:
-    """Render `samples` pictures of each of `identities`, in order."""
+    """Render `samples` pictures of each of `identities`, in order.
+
+    Raises:
+        ValueError: a face cannot be drawn.
+    """
     faces = ProceduralFaces(seed, len(identities), samples, first_identity=identities.start)
     pieces = []
-    with tqdm(total=len(faces), desc="drawing", unit="face", mininterval=1.0) as bar:
+    bar = tqdm(total=len(faces), desc="drawing", unit="face", mininterval=1.0)
+    with worker_errors(), bar:
         for batch in DataLoader(faces, batch_size=25, num_workers=workers):
             pieces.append((batch["image"], batch["labels"]))
             bar.update(len(batch["image"]))
