@@ -14,7 +14,7 @@ from train_parser import ParserOptions
 def small_parser() -> ParserOptions:
     """Return a parser that two CPU cores train in two minutes."""
     mild = Augmentation(shift=0.02, scale=0.05, rotation=4, brightness=0.2, contrast=0.2, grey=0.1)
-    return ParserOptions(width=32, num_stacks=1, steps=900, augmentation=mild)
+    return ParserOptions(width=32, num_stacks=1, steps=1000, augmentation=mild)
 
 
 @dataclass(frozen=True)

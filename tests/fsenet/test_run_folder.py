@@ -184,10 +184,10 @@ import resource, sys, torch
 from machine import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
-torch.ones(10_000_000)
+torch.ones(5_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
-    torch.ones(10_000_000)  # 40 MB, 9,766 pages of 4 KiB
+    torch.ones(5_000_000)  # 20 MB, 4,883 pages of 4 KiB
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     recipe = Path(__file__).parents[2] / "examples/fsenet"
