@@ -5,9 +5,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from partlocal.kernels import Implementation, check_implementation
-from partlocal.numerics import accumulation_dtype, refuse_non_finite, result_dtype, wide_matmul
-
-NULL = 1e-12  # vectors this short have no direction; the gradient of one would overflow in fp32
+from partlocal.numerics import (
+    NULL,
+    accumulation_dtype,
+    refuse_non_finite,
+    result_dtype,
+    wide_matmul,
+)
 
 
 def structure_correlation(

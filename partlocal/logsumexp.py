@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from partlocal.kernels import Implementation, check_implementation
-from partlocal.numerics import accumulation_dtype
+from partlocal.numerics import NULL, accumulation_dtype
 
 WORKSPACE = 2**24  # bytes that one chunk of classes may take; larger ones leave a CPU's caches
 KEEP_LIMIT = 2**31  # bytes of logits that recompute=False may hold between forward and backward
@@ -238,7 +238,7 @@ def _chunks(b: int, d: int, v: int, dtype: torch.dtype, workspace: int) -> list[
 def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows and the inverse norms; both 0 where the norm is."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    null = norm <= 1e-12
+    null = norm <= NULL
     inverse = norm.masked_fill(null, 1).reciprocal().masked_fill(null, 0)
     return rows * inverse, inverse
 

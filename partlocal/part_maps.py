@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from partlocal.kernels import Implementation, check_implementation
 from partlocal.labels import Parts
 from partlocal.numerics import EPS, accumulation_dtype, refuse_non_finite, result_dtype
-from partlocal.resize import Downsample, check_size, resize_maps
+from partlocal.resize import Downsample, resize_maps, side_or_size
 
 Activation = Literal["softmax", "sigmoid"]
 Norm = Literal["l2", "sum"]
@@ -70,7 +70,7 @@ def part_maps(
     check_implementation(implementation, "part_maps")
     _check_options(activation, norm, norm_over)
     indices = _check_inputs(logits, parts)
-    size = check_size((size, size) if isinstance(size, int) else size)
+    size = side_or_size(size)
 
     scores = logits.to(accumulation_dtype(logits.dtype))
     if activation == "softmax":
@@ -113,7 +113,7 @@ class PartMaps(nn.Module):
         check_implementation(implementation, "part_maps")
         _check_options(activation, norm, norm_over)
         self.parts = _indices(parts)
-        check_size((size, size) if isinstance(size, int) else size)
+        side_or_size(size)
         self.size = size
         self.activation = activation
         self.norm = norm

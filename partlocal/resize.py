@@ -72,6 +72,15 @@ def check_size(size: Any, name: str = "size") -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
+def side_or_size(size: Any) -> tuple[int, int]:
+    """Return (height, width) where one side of a square may stand for both, or refuse as above.
+
+    >>> side_or_size(28), side_or_size((28, 7))
+    ((28, 28), (28, 7))
+    """
+    return check_size((size, size) if isinstance(size, int) else size)
+
+
 def area_weights(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
     """Return how much of each new cell every old cell covers; rows sum to 1, columns to new/old.
 
