@@ -21,15 +21,8 @@ class DoctestBlocks(griffe.Extension):
 def fence_doctests(text: str) -> str:
     """Fence the doctests of a docstring.
 
-    >>> print(fence_doctests("Add.\\n\\n>>> 1 + 1\\n2\\n\\nArgs: none"))
-    Add.
-    <BLANKLINE>
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
-    <BLANKLINE>
-    Args: none
+    >>> fence_doctests("Add.\\n\\n>>> 1 + 1\\n2").splitlines()
+    ['Add.', '', '```pycon', '>>> 1 + 1', '2', '```']
     """
     lines, inside = [], False
     for line in text.splitlines():

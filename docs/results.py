@@ -79,9 +79,11 @@ def cost(run: Metrics) -> list[str]:
     steps = " and ".join(
         f"{run['training'][stage]['seconds'] / 60:.1f}" for stage in ("joint", "global")
     )
+    peak = run["peak_memory_gb"]
+    memory = "" if peak is None else f" and {peak:.1f} GB"
     return [
-        f"The run took {run['seconds']['total']:.0f} s and {run['peak_memory_gb']:.1f} GB, the two "
-        f"networks {steps} minutes of it."
+        f"The run took {run['seconds']['total']:.0f} s{memory}, the two networks {steps} minutes "
+        "of it."
     ]
 
 

@@ -18,8 +18,9 @@ from partlocal.part_maps import PartMaps, part_maps
 from partlocal.pooling import PartMaskPool, part_mask_pool
 
 if TYPE_CHECKING:
+    from partlocal.branch import LocalBranch
     from partlocal.head import ArcFaceHead, margin_softmax, negative_logsumexp
-    from partlocal.local import LocalBranch, PartLocalNet
+    from partlocal.local import PartLocalNet
     from partlocal.parsing import ParsingNet
     from partlocal.segmenters import LogitsAdapter
 
@@ -30,7 +31,7 @@ _LAZY = {
     "ArcFaceHead": "head",
     "margin_softmax": "head",
     "negative_logsumexp": "head",
-    "LocalBranch": "local",
+    "LocalBranch": "branch",
     "PartLocalNet": "local",
     "LogitsAdapter": "segmenters",
     "ParsingNet": "parsing",

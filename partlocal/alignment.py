@@ -42,6 +42,7 @@ def similarity_from_points(
     Raises:
         ValueError: shapes disagree, points are not finite, there are fewer than two, or all
             points of one picture are one point.
+        TypeError: the source is not floating point.
 
     Source: Umeyama, "Least-squares estimation of transformation parameters between two point
         patterns", TPAMI 13 (1991), in the plane.
@@ -55,6 +56,8 @@ def similarity_from_points(
             f"target must be {list(source.shape[1:])} or {list(source.shape)} (as source); "
             f"got {list(target.shape)}"
         )
+    if not source.is_floating_point():
+        raise TypeError(f"source must be floating point; got {source.dtype}: pass source.float()")
     target = target.to(source).expand_as(source)
     _refuse_degenerate(source, "source")
     _refuse_degenerate(target, "target")
@@ -101,11 +104,14 @@ def align_faces(
 
     Raises:
         ImportError: kornia is not installed.
-        ValueError: shapes disagree, or points are not finite or all in one place.
+        ValueError: shapes disagree, the batch is empty, or points are not finite or all in one
+            place.
         TypeError: images are neither floats nor uint8.
     """
     if images.ndim != 4:
         raise ValueError(f"images must be [b, c, h, w]; got {list(images.shape)}")
+    if not len(images):
+        raise ValueError("images must hold at least one picture; got an empty batch")
     if points.shape != (len(images), 5, 2):
         raise ValueError(
             f"points must be [b, 5, 2] with b = {len(images)} (as images); got {list(points.shape)}"
@@ -131,8 +137,6 @@ def align_faces(
     pixels, points = images.to(dtype), points.to(images.device, dtype)
     offset = 0.5 if pixel_centers == "half" else 0.0
     goal = torch.as_tensor(template, dtype=dtype, device=images.device) * (size / 112)
-    if not len(images):
-        return images.new_zeros(0, images.shape[1], size, size)
     matrices = similarity_from_points(points - offset, goal - offset)
     aligned = warp_affine(
         pixels, matrices, (size, size), interpolation, padding_mode="zeros", align_corners=True

@@ -5,7 +5,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from partlocal.kernels import Implementation, check_implementation, runs_kernel
-from partlocal.numerics import accumulation_dtype, refuse_non_finite, result_dtype, wide_matmul
+from partlocal.numerics import (
+    NULL,
+    accumulation_dtype,
+    refuse_non_finite,
+    result_dtype,
+    wide_matmul,
+)
 
 
 def structure_correlation(
@@ -22,20 +28,20 @@ def structure_correlation(
     Args:
         parts: one vector a part.
         visibility: how visible each part is. When given, a part counts as absent if its
-            visibility is 0 or its vector is zero (as `part_mask_pool` returns absent parts), and
-            the pairs of an absent part are 0: else the distance to it would be the length of the
-            other part. None takes every vector as it is.
+            visibility is 0 or its vector is zero, as `part_mask_pool` returns absent parts (its
+            length at most 1e-12), and the pairs of an absent part are 0: else the distance to it
+            would be the length of the other part. None takes every vector as it is.
         implementation: `"auto"` and `"torch"` are this definition; `"triton"` is its kernel, on a
             GPU, in float32 or half precision and for at most 256 parts.
 
     Returns:
         For each part its own c numbers, then (Euclidean distance, cosine) to each other part in
         part order: c + 2(k-1) numbers, in the dtype of `parts` (or autocast's). The cosine with a
-        zero vector is 0; the distance between equal vectors has the gradient 0.
+        vector of length at most 1e-12 is 0; the distance between equal vectors has the gradient 0.
 
     Raises:
-        ValueError: wrong shape, an empty batch, no part, or parts that are not finite (checked
-            in eager mode on a CPU).
+        ValueError: wrong shape, an empty batch, no part, or parts or visibility that are not
+            finite (checked in eager mode on a CPU).
         TypeError: the parts are not floating point.
         NotImplementedError: `implementation="triton"` where the kernel cannot run.
 
@@ -56,8 +62,7 @@ def structure_correlation(
     apart = squared != 0
     distance = torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
 
-    energy = wide.square().sum(2, keepdim=True)
-    nonzero = energy != 0
+    energy, nonzero = _energy(wide)
     unit = wide * torch.where(nonzero, torch.where(nonzero, energy, 1).rsqrt(), 0)
     cosine = wide_matmul(unit, unit.mT)
 
@@ -67,6 +72,7 @@ def structure_correlation(
     refuse_non_finite(energy, "parts", "their squared lengths")
     pairs = torch.stack([distance[:, pair], cosine[:, rows, others]], dim=3)
     if visibility is not None:
+        refuse_non_finite(visibility, "visibility", "its values")
         present = (visibility > 0) & nonzero[:, :, 0]
         pairs = torch.where(_both(present)[..., None], pairs, 0)
     return torch.cat([wide, pairs.flatten(2)], dim=2).to(result_dtype(parts))
@@ -83,10 +89,11 @@ def present_numbers(
              [1, 1, 1, 0, 0]]], dtype=torch.int32)
 
     Args:
-        parts: one vector a part, zeros where it is absent.
+        parts: one vector a part, zeros (a length of at most 1e-12) where it is absent.
         visibility: how visible each part is, 0 where it is absent.
     """
-    present = (visibility > 0) & (parts != 0).any(2)
+    _, nonzero = _energy(parts.to(accumulation_dtype(parts.dtype)))
+    present = (visibility > 0) & nonzero[:, :, 0]
     own = present[..., None].expand_as(parts)
     return torch.cat([own, _both(present).repeat_interleave(2, dim=2)], dim=2)
 
@@ -119,6 +126,12 @@ class StructureCorrelation(nn.Module):
     def extra_repr(self) -> str:
         """Show the arguments that rebuild this layer."""
         return f"implementation={self.implementation!r}"
+
+
+def _energy(wide: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the squared length of each part, [b, k, 1], and whether it is more than nothing."""
+    energy = wide.square().sum(2, keepdim=True)
+    return energy, ~(energy <= NULL**2)  # NaN is no absence: it must show up in the result
 
 
 def _others(k: int, device: torch.device) -> tuple[Tensor, Tensor]:

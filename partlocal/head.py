@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from partlocal.hub import HubModule, check_keys
 from partlocal.kernels import Implementation, check_implementation
 from partlocal.logsumexp import (
+    check_embeddings,
     check_inputs,
     check_scale,
     class_indices,
@@ -61,9 +62,9 @@ def margin_softmax(  # noqa: PLR0913
         implementation: `"auto"` or `"torch"`.
 
     Raises:
-        ValueError: as `negative_logsumexp`; or `norm` is not `[b]`, or on a CPU, embeddings or
-            weight are not finite.
-        TypeError: labels are no whole numbers.
+        ValueError: as `negative_logsumexp`; or `norm` is not `[b]`, or on a CPU, embeddings,
+            weight or norm are not finite.
+        TypeError: labels are no whole numbers, or embeddings are not floating point.
 
     Source: https://arxiv.org/abs/1801.07698, equation 3, in the form above
     """
@@ -86,6 +87,7 @@ def margin_softmax(  # noqa: PLR0913
         raise ValueError(f"norm must be [b] with b = {len(labels)}; got {list(norm.shape)}")
     ignored = labels.long() == ignore_index
     norm = norm.masked_fill(ignored, 0)
+    refuse_non_finite(norm, "norm", "its values")
     # The default threshold of 20 would be off by e^-20, which is far above fp64 rounding.
     loss = F.softplus(lse - scale * margin(cos_target, norm), threshold=40)
     if hasattr(margin, "penalty"):
@@ -179,16 +181,27 @@ class ArcFaceHead(HubModule):
     def logits(
         self, embeddings: Float[Tensor, "b d"], labels: Shaped[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b v"]:
-        """Return the `b x v` scaled cosines; with labels, the target's after the margin."""
+        """Return the `b x v` scaled cosines; with labels, the target's after the margin.
+
+        Raises:
+            ValueError: as `forward`.
+            TypeError: as `forward`.
+        """
+        if labels is None:
+            check_embeddings(embeddings, self.weight)
+        else:
+            check_inputs(embeddings, self.weight, labels, self.scale)
         dtype = accumulation_dtype(torch.promote_types(embeddings.dtype, self.weight.dtype))
         with without_autocast(embeddings):
             unit, rows = unit_rows(embeddings.to(dtype))[0], unit_rows(self.weight.to(dtype))[0]
             cos = unit @ rows.t()
+        length = torch.linalg.vector_norm(embeddings.to(dtype), dim=1)
+        refuse_non_finite(length, "embeddings", "their norms")
+        refuse_non_finite(cos.detach().sum(1), "weight", "the cosines")
         if labels is None:
             return self.scale * cos
-        check_inputs(embeddings, self.weight, labels, self.scale)
         targets = class_indices(labels.long(), self.num_classes, self.ignore_index)
-        norm = torch.linalg.vector_norm(embeddings.to(dtype), dim=1).masked_fill(targets < 0, 0)
+        norm = length.masked_fill(targets < 0, 0)
         index = targets.clamp(min=0)[:, None]
         cos_target = cos.gather(1, index)
         phi = self.margin(cos_target[:, 0], norm)[:, None]

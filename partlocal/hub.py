@@ -44,14 +44,17 @@ class HubModule(nn.Module, ModelHubMixin):
         raise NotImplementedError(f"{cls.__name__} does not define from_config()")
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
-        """Write config.json and model.safetensors; nothing is half written when it fails."""
+        """Write config.json and model.safetensors; nothing is half written when it fails.
+
+        Raises:
+            OSError: the folder cannot be made or written.
+        """
         self.config()  # before the folder is touched: a module that cannot be rebuilt refuses here
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         if kwargs.get("push_to_hub") and kwargs.get("repo_id") is None:
             kwargs["repo_id"] = folder.name
         # the mixin begins by deleting the config.json that is there: let it do so elsewhere
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+        with scratch_folder(folder, "save_directory") as scratch:
             result = super().save_pretrained(scratch, **kwargs)
             for path in Path(scratch).iterdir():
                 if path.name in (WEIGHTS, CONFIG) or not (folder / path.name).exists():
@@ -162,6 +165,22 @@ class HubModule(nn.Module, ModelHubMixin):
             ) from error
 
 
+def scratch_folder(folder: Path, name: str) -> "tempfile.TemporaryDirectory[str]":
+    """Make `folder` if it is not there, and in it one that is gone after its `with`.
+
+    Raises:
+        OSError: it cannot be made or written; of the kind that the system raised.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=folder, prefix=".")
+    except OSError as error:
+        raise type(error)(
+            f"{name} must lead to a folder that can be written; got {folder} ({error.strerror}): "
+            "choose another, or make room there"
+        ) from None
+
+
 def check_keys(
     owner: str, config: object, required: Collection[str], optional: Collection[str] = ()
 ) -> None:
@@ -215,12 +234,28 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     """Copy every tensor of a safetensors file into `module`, or refuse.
 
     Raises:
-        ValueError: the file is damaged, or its names or shapes are not those of `module`.
+        ValueError: the file is damaged, its names, shapes or kinds of number are not those of
+            `module`, or a weight is not finite.
     """
     try:
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from None
+    for name, own in module.state_dict().items():
+        if name not in tensors:
+            continue  # the strict load below names all that is missing
+        found = tensors[name]
+        kinds = [(t.is_floating_point(), t.is_complex()) for t in (found, own)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{path} does not fit this {type(module).__name__}: {name} must be {own.dtype}; "
+                f"got {found.dtype}: load what was saved as it was saved"
+            )
+        if not found.to(own.dtype).isfinite().all():
+            raise ValueError(
+                f"{path} holds weights that are not finite in {own.dtype}: {name}: load a file "
+                "that was saved before training diverged"
+            )
     try:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

@@ -1,8 +1,9 @@
-"""LocalBranch and PartLocalNet: the four layers assembled over any timm backbone (FSENet, 3.2)."""
+"""PartLocalNet: the four layers assembled over any timm backbone (FSENet, 3.2)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Num
@@ -10,25 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from partlocal.backbone import Backbone
-from partlocal.correlation import StructureCorrelation, present_numbers
+from partlocal.branch import BranchNorm, LocalBranch
+from partlocal.correlation import StructureCorrelation
 from partlocal.hub import HubModule, check_keys
 from partlocal.kernels import Implementation
+from partlocal.numerics import accumulation_dtype
 from partlocal.parsing import ParsingNet
 from partlocal.part_maps import Activation, Norm, NormOver, PartMaps
 from partlocal.pooling import Mode, PartMaskPool
 from partlocal.resize import Downsample
 from partlocal.segmenters import LogitsAdapter
-
-BranchNorm = Literal["batch"]
-
-
-class LocalFeatures(NamedTuple):
-    """The unit local vector, and the parts it was made of."""
-
-    vector: Float[Tensor, "b l"]
-    parts: Float[Tensor, "b k c"]
-    mass: Float[Tensor, "b k"]
-    visibility: Float[Tensor, "b k"]
 
 
 class PartDescriptor(NamedTuple):
@@ -67,97 +59,6 @@ class LocalOptions:
     normalize: bool = True
     min_visibility: float = 0.0
     branch_norm: BranchNorm | None = "batch"
-
-
-class LocalBranch(nn.Module):
-    """Pool features over part maps and describe how the parts relate: one unit vector a picture.
-
-    >>> branch = LocalBranch(channels=8, num_parts=3).eval()
-    >>> features, maps = torch.rand(2, 8, 7, 7), torch.rand(2, 3, 7, 7)
-    >>> branch(features, maps).vector.shape  # 3 parts x (8 features + 2 x 2 relations)
-    torch.Size([2, 36])
-
-    Args:
-        channels: of the feature map.
-        num_parts: maps a picture.
-        part_dim: width of a part's vector; None keeps the features' own, otherwise one bias-free
-            linear map, shared by the parts, follows the pooling.
-        norm: `"batch"` standardises every number of the local vector over the batch (affine-free
-            BatchNorm) before its L2 norm. Distances between parts are all positive and would
-            otherwise make the vectors of different people look alike. The numbers of absent parts
-            stay 0, which is then the mean of a number. None: the paper.
-        pool: the pooling layer.
-        correlation: the relation layer.
-
-    Source: FSENet, 3.4 to 3.6, equations 6 to 8.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        num_parts: int,
-        *,
-        part_dim: int | None = None,
-        norm: BranchNorm | None = "batch",
-        pool: PartMaskPool | None = None,
-        correlation: StructureCorrelation | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if norm not in ("batch", None):
-            raise ValueError(f"norm must be 'batch' or None; got {norm!r}")
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.channels, self.num_parts, self.part_dim, self.norm = (
-            channels,
-            num_parts,
-            part_dim,
-            norm,
-        )
-        self.pool = PartMaskPool() if pool is None else pool
-        self.correlation = StructureCorrelation() if correlation is None else correlation
-        width = channels if part_dim is None else part_dim
-        self.out_features = num_parts * (width + 2 * (num_parts - 1))
-        self.projection: nn.Module = nn.Identity()
-        if part_dim is not None:
-            self.projection = nn.Linear(channels, part_dim, bias=False, **factory)
-        self.standardize: nn.Module = nn.Identity()
-        if norm == "batch":
-            self.standardize = nn.BatchNorm1d(self.out_features, affine=False, **factory)
-
-    def forward(
-        self,
-        features: Float[Tensor, "b c h w"],
-        maps: Float[Tensor, "b k hm wm"],
-        visibility: Float[Tensor, "b k"] | None = None,
-    ) -> LocalFeatures:
-        """Describe `features` over `maps`; `visibility` is the peak of each part's probability."""
-        if features.shape[1] != self.channels or maps.shape[1] != self.num_parts:
-            raise ValueError(
-                f"features and maps must be [b, {self.channels}, h, w] and "
-                f"[b, {self.num_parts}, h, w]; got {list(features.shape)} and {list(maps.shape)}"
-            )
-        if self.norm == "batch" and self.training and len(features) == 1:
-            raise ValueError(
-                "features must hold at least two images in training, over which norm='batch' "
-                "standardises; got a batch of 1: call .eval(), or take norm=None"
-            )
-        pooled = self.pool(features, maps, visibility)
-        parts = self.projection(pooled.parts)
-        local = self.correlation(parts, pooled.visibility).flatten(1)
-        if self.norm == "batch":
-            # the zeros of an absent part would come out as constants that say "absent" alike
-            there = present_numbers(parts, pooled.visibility).flatten(1)
-            local = torch.where(there, self.standardize(local), 0)
-        local = F.normalize(local.float(), dim=1)
-        return LocalFeatures(local, parts, pooled.mass, pooled.visibility)
-
-    def extra_repr(self) -> str:
-        """Show the arguments that are not modules."""
-        return (
-            f"channels={self.channels}, num_parts={self.num_parts}, "
-            f"part_dim={self.part_dim}, norm={self.norm!r}"
-        )
 
 
 class PartLocalNet(HubModule):
@@ -215,11 +116,21 @@ class PartLocalNet(HubModule):
             self.backbone = backbone
         else:
             self.backbone = Backbone(backbone, tap=tap, map_size=map_size, image_size=image_size)
+        if parser is not None and not isinstance(parser, ParsingNet | LogitsAdapter):
+            raise TypeError(
+                f"parser must be a ParsingNet, a LogitsAdapter or None; got a "
+                f"{type(parser).__name__}: wrap it, LogitsAdapter(module, labels, mean, std, size)"
+            )
+        if isinstance(parts, str) or not parts or len(set(parts)) < len(parts):
+            raise ValueError(f"parts must be different names, at least one; got {parts!r}")
+        for name, width in (("global_dim", global_dim), ("part_dim", part_dim)):
+            if width is not None and width < 1:
+                raise ValueError(f"{name} must be at least 1, or None; got {width}")
+        if not math.isfinite(local_weight):
+            raise ValueError(f"local_weight must be a finite number; got {local_weight}")
         self.parser = parser
         selected = None if parser is None else parser.labels.select(*parts)
         self.parts = tuple(parts) if selected is None else selected.names
-        if isinstance(parts, str) or not self.parts or len(set(self.parts)) < len(self.parts):
-            raise ValueError(f"parts must be different names, at least one; got {parts!r}")
         self.local_weight = local_weight
         self.options = options
         self.implementation = implementation
@@ -257,28 +168,42 @@ class PartLocalNet(HubModule):
         self,
         images: Num[Tensor, "b 3 h w"],
         maps: Float[Tensor, "b k hm wm"] | None = None,
+        visibility: Float[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b d"]:
-        """Return `[global, local_weight * local]`, each half L2-normalised."""
-        return self.forward_parts(images, maps).descriptor
+        """Return `[global, local_weight * local]`, each half L2-normalised.
+
+        Args: those of `forward_parts`.
+        """
+        return self.forward_parts(images, maps, visibility).descriptor
 
     def forward_parts(
         self,
         images: Num[Tensor, "b 3 h w"],
         maps: Float[Tensor, "b k hm wm"] | None = None,
+        visibility: Float[Tensor, "b k"] | None = None,
     ) -> PartDescriptor:
         """Return the descriptor with everything that it was made of.
 
+        Args:
+            images: pictures.
+            maps: ready maps of the parts; None has the parser make them.
+            visibility: of the parts in ready maps, for instance what `parse` returned with them;
+                None takes the peak of each map.
+
         Raises:
-            ValueError: neither a parser nor maps, or maps of another batch or number of parts.
+            ValueError: neither a parser nor maps, maps of another batch or number of parts, or a
+                visibility without maps.
         """
         if maps is None:
+            if visibility is not None:
+                raise ValueError("visibility is that of ready maps: pass maps=[b, k, h, w] with it")
             maps, visibility = self.parse(images)
         else:
             self._check_maps(images, maps)
-            visibility = maps.amax((2, 3))
         tapped = self.backbone(images)
         local = self.branch(tapped.features, maps, visibility)
-        raw = self.global_projection(tapped.global_vector).float()
+        raw = self.global_projection(tapped.global_vector)
+        raw = raw.to(accumulation_dtype(raw.dtype))
         norm = raw.norm(dim=1)
         unit = F.normalize(raw, dim=1)
         descriptor = torch.cat([unit, self.local_weight * local.vector], dim=1)
@@ -323,6 +248,7 @@ class PartLocalNet(HubModule):
             "part_dim": self.branch.part_dim,
             "local_weight": self.local_weight,
             "options": asdict(self.options),
+            "implementation": self.implementation,
         }
 
     @classmethod
@@ -336,7 +262,8 @@ class PartLocalNet(HubModule):
             ValueError: a key is missing or unknown, or a value is refused.
         """
         own = ["global_dim", "part_dim", "local_weight"]
-        check_keys("PartLocalNet", config, ["backbone", "parser", "parts", *own, "options"])
+        needed = ["backbone", "parser", "parts", *own, "options"]
+        check_keys("PartLocalNet", config, needed, ["implementation"])
         check_keys("LocalOptions", config["options"], [], [f.name for f in fields(LocalOptions)])
         parser = config["parser"]
         return cls(
@@ -344,6 +271,7 @@ class PartLocalNet(HubModule):
             None if parser is None else ParsingNet.from_config(parser),
             config["parts"],
             options=LocalOptions(**config["options"]),
+            implementation=config.get("implementation", "auto"),
             **{name: config[name] for name in own},
         )
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from partlocal.kernels import Implementation, check_implementation
-from partlocal.numerics import accumulation_dtype
+from partlocal.numerics import NULL, accumulation_dtype
 
 WORKSPACE = 2**24  # bytes that one chunk of classes may take; larger ones leave a CPU's caches
 KEEP_LIMIT = 2**31  # bytes of logits that recompute=False may hold between forward and backward
@@ -238,7 +238,7 @@ def _chunks(b: int, d: int, v: int, dtype: torch.dtype, workspace: int) -> list[
 def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows and the inverse norms; both 0 where the norm is."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    null = norm <= 1e-12
+    null = norm <= NULL
     inverse = norm.masked_fill(null, 1).reciprocal().masked_fill(null, 0)
     return rows * inverse, inverse
 
@@ -261,6 +261,26 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
 def check_inputs(x: Tensor, weight: Tensor, labels: Tensor, scale: float) -> None:
     """Refuse shapes, dtypes and devices that do not belong together."""
     check_scale(scale)
+    check_embeddings(x, weight)
+    if labels.shape != x.shape[:1]:
+        raise ValueError(
+            f"labels must be [b] with b = {x.shape[0]} (as embeddings); got {list(labels.shape)}"
+        )
+    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be whole numbers; got {labels.dtype}: pass labels.long()")
+    if labels.device != x.device:
+        raise ValueError(
+            f"labels must be on {x.device} (as embeddings); got {labels.device}: "
+            f"pass labels.to({str(x.device)!r})"
+        )
+
+
+def check_embeddings(x: Tensor, weight: Tensor) -> None:
+    """Refuse embeddings that are no floating-point rows of the width and device of `weight`."""
+    if not x.is_floating_point():
+        raise TypeError(
+            f"embeddings must be floating point; got {x.dtype}: pass embeddings.float()"
+        )
     if x.ndim != 2 or x.shape[0] == 0:
         raise ValueError(f"embeddings must be [b, d] with b at least 1; got {list(x.shape)}")
     if weight.ndim != 2 or weight.shape[1] != x.shape[1] or weight.shape[0] == 0:
@@ -268,16 +288,10 @@ def check_inputs(x: Tensor, weight: Tensor, labels: Tensor, scale: float) -> Non
             f"weight must be [v, d] with v at least 1 and d = {x.shape[1]} (as embeddings); "
             f"got {list(weight.shape)}"
         )
-    if labels.shape != x.shape[:1]:
+    if x.device != weight.device:
         raise ValueError(
-            f"labels must be [b] with b = {x.shape[0]} (as embeddings); got {list(labels.shape)}"
-        )
-    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be whole numbers; got {labels.dtype}: pass labels.long()")
-    if not x.device == weight.device == labels.device:
-        raise ValueError(
-            "embeddings, weight and labels must be on one device; got "
-            f"{x.device}, {weight.device} and {labels.device}"
+            f"embeddings must be on {weight.device} (as weight); got {x.device}: "
+            f"pass embeddings.to({str(weight.device)!r})"
         )
 
 

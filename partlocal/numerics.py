@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 EPS = 1e-6
+NULL = 1e-12  # vectors this short have no direction; the gradient of one would overflow in fp32
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -6,7 +6,6 @@ network predicts parts (one map a label) and landmarks (one heat map a point).
 
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from partlocal.hourglass import Hourglass, Stem, resize_bilinear
-from partlocal.hub import HubModule, check_keys, load_weights
+from partlocal.hub import HubModule, check_keys, load_weights, scratch_folder
 from partlocal.labels import HELEN, LabelSet
 from partlocal.pixels import Pixels
+from partlocal.resize import check_size
 from partlocal.segmenters import Freezable
 
 PRETRAINED = Path(__file__).parent / "weights" / "parsing_net.safetensors"
@@ -49,6 +49,7 @@ class ParsingNet(Freezable, HubModule):
 
     Raises:
         ValueError: a size cannot be reached by halving, or a count is too small.
+        TypeError: `labels` is neither a label set nor a number.
 
     Source: FSENet, sections 3.2 and 4.7.3 (two hourglasses down to 4x4 on 128x128 pictures).
     """
@@ -72,6 +73,11 @@ class ParsingNet(Freezable, HubModule):
             if not names:
                 raise ValueError(f"labels must be a LabelSet or a number >= 1; got {labels}")
             labels = LabelSet(f"{labels} maps", names)
+        if not isinstance(labels, LabelSet):
+            raise TypeError(
+                f"labels must be a LabelSet or a number >= 1; got {labels!r}: pass the set itself, "
+                "such as partlocal.HELEN"
+            )
         self.labels = labels
         self.width = width
         self.num_stacks = num_stacks
@@ -120,9 +126,13 @@ class ParsingNet(Freezable, HubModule):
             images: pictures of any size.
             size: rows and columns of the logits, by default `input_size`. Where the stacks work
                 on a small grid, a loss at full size costs as much as the stacks.
+
+        Raises:
+            ValueError: `size` is no positive whole number.
         """
-        size = size or self.input_size
-        return [resize_bilinear(logits, (size, size)) for logits in self._grid_logits(images)]
+        size = self.input_size if size is None else size
+        grid = check_size((size, size))
+        return [resize_bilinear(logits, grid) for logits in self._grid_logits(images)]
 
     def _grid_logits(self, images: Tensor) -> list[Tensor]:
         if self.frozen and not self._warned and not torch.compiler.is_compiling():
@@ -181,13 +191,13 @@ class ParsingNet(Freezable, HubModule):
 
         Raises:
             ValueError: the path ends otherwise, or a weight is beyond half precision's range.
+            OSError: its folder cannot be made or written.
         """
         path = Path(path)
         if path.suffix != ".safetensors":
             raise ValueError(
                 f"path must end in .safetensors, beside which a .json goes; got {path}"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
             # Statistics and offsets stay as they are: they are few and may exceed half's range.
             name: (t.half() if t.ndim == 4 and "pixels" not in name else t).contiguous().cpu()
@@ -196,7 +206,7 @@ class ParsingNet(Freezable, HubModule):
         if bad := [name for name, t in tensors.items() if not t.isfinite().all()]:
             raise ValueError(f"weights are not finite in half precision: {', '.join(bad)}")
         text = json.dumps({"arguments": self.config(), "about": dict(about or {})}, indent=2)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        with scratch_folder(path.parent, "path") as scratch:
             save_file(tensors, Path(scratch) / path.name)
             (Path(scratch) / "config.json").write_text(text + "\n", encoding="utf-8")
             os.replace(Path(scratch) / path.name, path)

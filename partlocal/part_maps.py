@@ -1,16 +1,17 @@
 """Parsing logits to normalised part maps on the grid of a feature map (FSENet, section 3.5)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from partlocal.kernels import Implementation, check_implementation
+from partlocal.kernels import Implementation, check_implementation, runs_kernel
 from partlocal.labels import Parts
 from partlocal.numerics import EPS, accumulation_dtype, refuse_non_finite, result_dtype
-from partlocal.resize import Downsample, resize_maps
+from partlocal.resize import Downsample, check_downsample, resize_maps, side_or_size
 
 Activation = Literal["softmax", "sigmoid"]
 Norm = Literal["l2", "sum"]
@@ -52,23 +53,33 @@ def part_maps(
         downsample: `"max"` (the paper, 4.7.3) or `"area"`; see `resize_maps`.
         norm_over: the norm runs over all n `"labels"`, before the selection. Over the selected
             `"parts"` alone, cells of pure background would be blown up to 1.
-        implementation: `"auto"`, `"torch"` or `"triton"`.
+        implementation: `"auto"` and `"torch"` are this definition; `"triton"` is its kernel, on a
+            GPU, for at most 1,024 labels in float32 or half precision.
 
     Returns:
         maps, in the dtype of the logits (or autocast's), and the visibility of each part: the
         peak of its activation over all pixels, before the norm, in float32 (float64 for float64).
 
     Raises:
-        ValueError: wrong shape, an empty batch, no part, a part that the logits do not hold, an
-            unknown option, or logits that are not finite (checked in eager mode on a CPU).
-        TypeError: the logits are not floating point.
+        ValueError: wrong shape, an empty batch, no part, a part that the logits do not hold, a
+            size that is no grid, an unknown option, or logits that are not finite (checked in
+            eager mode on a CPU; -inf masks a label before softmax and sigmoid).
+        TypeError: the logits are not floating point, or parts are no label indices.
+        NotImplementedError: `implementation="triton"` where the kernel cannot run.
 
     Source: FSENet, section 3.5 (down-sampling module) and 4.7.3 (max pooling).
     """
     check_implementation(implementation, "part_maps")
     _check_options(activation, norm, norm_over)
     indices = _check_inputs(logits, parts)
-    size = (size, size) if isinstance(size, int) else (size[0], size[1])
+    size = side_or_size(size)
+    check_downsample(downsample)
+    if runs_kernel(implementation, "part_maps", logits=logits):
+        from partlocal.kernels.part_maps import maps_and_visibility  # noqa: PLC0415
+
+        over_parts, dtype = norm_over == "parts", result_dtype(logits)
+        how = (activation, norm, downsample, over_parts, dtype)
+        return MapsAndVisibility(*maps_and_visibility(logits, indices, size, *how))
 
     scores = logits.to(accumulation_dtype(logits.dtype))
     if activation == "softmax":
@@ -79,6 +90,9 @@ def part_maps(
     # A maximum over one flat axis gives the gradient of a tie to the first pixel.
     visibility = selected.flatten(2).max(2).values
     refuse_non_finite(visibility, "logits", "the activations of the parts")
+    # Softmax carries a NaN to all labels of its pixel; without it, one outside of the parts stays.
+    if activation != "softmax":
+        refuse_non_finite(scores.detach().sum((1, 2, 3)), "logits", "the activations of all labels")
     if norm is not None:
         selected = selected * _inverse_norm(scores if norm_over == "labels" else selected, norm)
     maps = resize_maps(selected, size, downsample)
@@ -107,7 +121,8 @@ class PartMaps(nn.Module):
         super().__init__()
         check_implementation(implementation, "part_maps")
         _check_options(activation, norm, norm_over)
-        self.parts = parts.indices if isinstance(parts, Parts) else tuple(parts)
+        self.parts = _indices(parts)
+        side_or_size(size)
         self.size = size
         self.activation = activation
         self.norm = norm
@@ -153,6 +168,18 @@ def _check_options(activation: str | None, norm: str | None, norm_over: str) -> 
         raise ValueError(f"norm_over must be 'labels' or 'parts'; got {norm_over!r}")
 
 
+def _indices(parts: Parts | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(parts, Parts):
+        return parts.indices
+    indices = tuple(parts) if isinstance(parts, Iterable) else (None,)
+    if isinstance(parts, str) or not all(isinstance(i, Integral) for i in indices):
+        raise TypeError(
+            f"parts must be label indices, or a selection from a LabelSet; got {parts!r}: for "
+            'names pass the selection, such as HELEN.select("nose")'
+        )
+    return indices
+
+
 def _check_inputs(logits: Tensor, parts: Parts | Sequence[int]) -> tuple[int, ...]:
     if not logits.is_floating_point():
         raise TypeError(
@@ -163,7 +190,7 @@ def _check_inputs(logits: Tensor, parts: Parts | Sequence[int]) -> tuple[int, ..
         raise ValueError(f"logits must be [b, n, h, w], none of them 0; got {list(logits.shape)}")
     if logits.shape[0] == 0:
         raise ValueError("logits must hold at least one image; got an empty batch")
-    indices = parts.indices if isinstance(parts, Parts) else tuple(parts)
+    indices = _indices(parts)
     if not indices:
         raise ValueError("parts must name at least one label; got none")
     n = logits.shape[1]

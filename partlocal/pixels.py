@@ -1,5 +1,6 @@
 """Pixels in, standardised tensor out: every network carries the constants it was trained with."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,10 +23,10 @@ class Pixels(nn.Module):
 
     Raises:
         TypeError: the pictures are neither uint8 nor floating point.
-        ValueError: a constant is missing; the pictures are not `[b, 3, h, w]`, empty, or floats
-            outside [0, 1]. The range is checked at every call on a CPU, and at the first call on
-            other devices, where the check would stall the queue; never while compiling or
-            exporting.
+        ValueError: a constant is missing; the pictures are not `[b, 3, h, w]`, empty, on another
+            device than the constants, or floats that are not finite or outside [0, 1]. Values are
+            looked at in every call on a CPU, and in the first call on other devices, where the
+            check would stall the queue; never while compiling or exporting.
     """
 
     mean: Tensor
@@ -75,10 +76,24 @@ class Pixels(nn.Module):
             return
         if images.shape[0] == 0:
             raise ValueError("images must hold at least one picture; got an empty batch")
-        if self.input == "normalized" or images.dtype == torch.uint8:
+        if 0 in images.shape:
+            raise ValueError(f"images must hold at least one pixel; got {list(images.shape)}")
+        if self.input == "normalized":
+            return
+        if images.device != self.mean.device:
+            raise ValueError(
+                f"images must be on {self.mean.device} (as the network); got {images.device}: "
+                f"pass images.to({str(self.mean.device)!r}), or move the network"
+            )
+        if images.dtype == torch.uint8 or images.is_meta:
             return
         if images.device.type == "cpu" or not self._range_checked:
             low, high = (value.item() for value in images.detach().aminmax())
+            if not math.isfinite(high - low):
+                raise ValueError(
+                    f"images must be finite; got values from {low:.4g} to {high:.4g}: find the "
+                    "pictures with images.isfinite(), and leave them out or read them again"
+                )
             if not (low >= -1e-3 and high <= 1 + 1e-3):
                 raise ValueError(
                     f"images must be floats in [0, 1]; got values from {low:.4g} to {high:.4g}: "

@@ -14,7 +14,7 @@ from partlocal.numerics import (
     result_dtype,
     wide_matmul,
 )
-from partlocal.resize import resize_maps
+from partlocal.resize import check_size, resize_maps
 
 Mode = Literal["sum", "mean", "max"]
 
@@ -70,8 +70,9 @@ def part_mask_pool(
         area empty (`"mean"` and `"max"`): then its vector and all its gradients are 0.
 
     Raises:
-        ValueError: wrong shapes or devices, an empty batch, no part, an unknown mode, or features
-            that are not finite (checked in eager mode on a CPU, as far as they reach a part).
+        ValueError: wrong shapes or devices, an empty batch, no part, an unknown mode, or maps,
+            visibility or features that are not finite (checked in eager mode on a CPU, features
+            as far as they reach a part).
         TypeError: features or maps are not floating point.
         NotImplementedError: `implementation="triton"` where the kernel cannot run.
 
@@ -94,7 +95,10 @@ def part_mask_pool(
         pooled = pool(features, maps, seen, mode, normalize, min_visibility, area_threshold)
         return PartFeatures(pooled[0].to(result_dtype(features)), pooled[1], visibility)
     mass = maps.sum((2, 3))
-    present = (mass > EPS) & (visibility >= min_visibility)
+    refuse_non_finite(mass, "maps", "their mass")
+    refuse_non_finite(visibility, "visibility", "its values")
+    # Not `>`, which is False for NaN: where nobody looks, NaN must show up and not be an absence.
+    present = ~((mass <= EPS) | (visibility < min_visibility))
     if mode == "sum":
         parts = _weighted_sum(features, maps)
     else:
@@ -222,12 +226,13 @@ def _as_map(features: Tensor, grid: tuple[int, int] | None) -> Tensor:
         raise ValueError(
             f"tokens [b, hw, c] = {list(features.shape)} need grid=(h, w) with h * w = {tokens}"
         )
+    grid = check_size(grid, "grid")
     if grid[0] * grid[1] != tokens:
         raise ValueError(
-            f"grid must have h * w = {tokens} cells (as the tokens); got {tuple(grid)}: "
+            f"grid must have h * w = {tokens} cells (as the tokens); got {grid}: "
             "drop prefix tokens first"
         )
-    return features.unflatten(1, tuple(grid)).permute(0, 3, 1, 2)
+    return features.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def _check_mode(mode: str) -> None:

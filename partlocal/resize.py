@@ -1,6 +1,7 @@
 """Bring maps to another grid: by exact area, which conserves mass, or by maximum."""
 
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -36,12 +37,10 @@ def resize_maps(
         copied.
 
     Raises:
-        ValueError: a size is not positive, or the mode is unknown.
+        ValueError: a size is no positive whole number, or the mode is unknown.
     """
-    if mode not in ("area", "max"):
-        raise ValueError(f"downsample must be 'area' or 'max'; got {mode!r}")
-    if len(size) != 2 or size[0] < 1 or size[1] < 1:
-        raise ValueError(f"size must be two positive numbers (height, width); got {tuple(size)}")
+    check_downsample(mode)
+    check_size(size)
     maps = maps.to(accumulation_dtype(maps.dtype))
     if tuple(maps.shape[2:]) == tuple(size):
         return maps
@@ -54,6 +53,43 @@ def resize_maps(
         # shares the gradient between ties: for export alone.
         return _window_max(_window_max(maps, 2, size[0]), 3, size[1])
     return F.adaptive_max_pool2d(maps, tuple(size))
+
+
+def check_downsample(mode: str) -> None:
+    """Refuse an unknown way to a coarser grid.
+
+    >>> check_downsample("area")
+
+    Raises:
+        ValueError: it is neither `"area"` nor `"max"`.
+    """
+    if mode not in ("area", "max"):
+        raise ValueError(f"downsample must be 'area' or 'max'; got {mode!r}")
+
+
+def check_size(size: Any, name: str = "size") -> tuple[int, int]:
+    """Return `size` as (height, width), or refuse what is no such pair.
+
+    >>> check_size([28, 7])
+    (28, 7)
+
+    Raises:
+        ValueError: `size` is not two positive whole numbers.
+    """
+    numbers: tuple[Any, ...] = tuple(size) if isinstance(size, tuple | list) else ()
+    whole = all(isinstance(n, Integral | torch.SymInt) for n in numbers)
+    if len(numbers) != 2 or not whole or min(numbers) < 1:
+        raise ValueError(f"{name} must be two positive whole numbers (height, width); got {size!r}")
+    return numbers[0], numbers[1]
+
+
+def side_or_size(size: Any) -> tuple[int, int]:
+    """Return (height, width) where one side of a square may stand for both, or refuse as above.
+
+    >>> side_or_size(28), side_or_size((28, 7))
+    ((28, 28), (28, 7))
+    """
+    return check_size((size, size) if isinstance(size, int) else size)
 
 
 def area_weights(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from partlocal.hourglass import resize_bilinear
 from partlocal.labels import LabelSet
 from partlocal.pixels import Pixels
+from partlocal.resize import side_or_size
 
 T = TypeVar("T", bound="Freezable")
 
@@ -56,7 +57,7 @@ class LogitsAdapter(Freezable):
 
     Raises:
         TypeError: the module returns none of these.
-        ValueError: its number of channels is not that of `labels`.
+        ValueError: its number of channels is not that of `labels`, or `size` is no grid.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class LogitsAdapter(Freezable):
         super().__init__()
         self.module = module
         self.labels = labels
-        self.size = (size, size) if isinstance(size, int) else size
+        self.size = side_or_size(size)
         self.pixels = Pixels(mean, std, input)
 
     def forward(self, images: Num[Tensor, "b 3 h w"]) -> Float[Tensor, "b n s1 s2"]:

@@ -167,7 +167,6 @@ def test_batch_and_dtypes():
     as_half = align_faces(images.half(), points)
     assert as_half.dtype == torch.float16
     torch.testing.assert_close(as_half.float(), aligned, rtol=0, atol=2e-3)
-    assert align_faces(images[:0], points[:0]).shape == (0, 3, 112, 112)
 
 
 @needs_kornia
@@ -246,6 +245,11 @@ def test_errors():
         fit(points, same)
     with pytest.raises(ValueError, match=r"images must be \[b, c, h, w\]; got \[3, 20, 20\]"):
         align(images[0], points)
+    with pytest.raises(ValueError, match="images must hold at least one picture; got an empty ba"):
+        align(images[:0], points[:0])
+    with pytest.raises(TypeError, match=r"source must be floating point; got torch.int64: pass so"):
+        fit(points.long(), points[0])
+    torch.testing.assert_close(fit(points, points[0].long()), fit(points, points[0].trunc()))
     with pytest.raises(ValueError, match=r"points must be \[b, 5, 2\] with b = 3 .*got \[2, 5, 2"):
         align(images, points[:2])
     with pytest.raises(TypeError, match=r"images must be floats or uint8; got torch\.int64"):

@@ -9,7 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partlocal.correlation import StructureCorrelation, structure_correlation
+from partlocal.correlation import (
+    NULL,
+    StructureCorrelation,
+    present_numbers,
+    structure_correlation,
+)
 
 
 def draw(*shape, dtype=torch.float64, seed=0):
@@ -105,6 +110,43 @@ def test_identical_and_zero_parts(dtype, case, given_visibility):
         assert pairs[:, 1, 1::2].eq(0).all()
         (alone,) = torch.autograd.grad(structure_correlation(parts)[:, 1, 9::2].sum(), parts)
         assert alone.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("exponent", range(-30, -5))
+def test_small_parts(dtype, exponent):
+    """One short part among others of length near 1, and all of them short."""
+    tiny = (draw(2, 4, 8) * 10.0**exponent).to(dtype)
+    mixed = draw(2, 4, 8, seed=1).to(dtype)
+    mixed[:, 1] = tiny[:, 1]
+    for parts in (tiny, mixed):
+        parts.requires_grad_()
+        found = structure_correlation(parts)
+        pairs = found[..., 8:].double()
+        (gradient,) = torch.autograd.grad(pairs.sum(), parts)
+        assert pairs.isfinite().all()
+        assert gradient.isfinite().all()
+        exact = parts.detach().double()
+        null = exact.norm(dim=2) <= NULL
+        cosines = structure_correlation(exact)[..., 9::2]
+        rounding = torch.finfo(dtype).eps + 1e-6
+        torch.testing.assert_close(pairs[..., 1::2], cosines, rtol=rounding, atol=rounding)
+        rows = torch.tensor([[j for j in range(4) if j != i] for i in range(4)])
+        apart = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
+        apart = apart[:, torch.arange(4)[:, None], rows]
+        torch.testing.assert_close(pairs[..., ::2], apart, rtol=rounding, atol=1e-22)
+        either = null[:, :, None] | null[:, rows]
+        assert torch.equal(pairs[..., 1::2] == 0, either)
+
+
+@pytest.mark.parametrize("exponent", [-30, -20, -13, -11, -6])
+def test_one_rule_of_presence(exponent):
+    parts = draw(1, 3, 8, dtype=torch.float32)
+    parts[:, 1] *= 10.0**exponent / parts[:, 1].norm()
+    visibility = torch.ones(1, 3)
+    there = present_numbers(parts, visibility)
+    assert there[0, 1].eq(exponent > -12).all()
+    assert torch.equal(structure_correlation(parts, visibility)[..., 8:] != 0, there[..., 8:])
 
 
 def test_absent_parts_have_no_gradient_through_their_pairs():
@@ -235,6 +277,12 @@ GOOD = {"parts": torch.ones(2, 3, 4)}
             ValueError,
             "parts must be finite; got NaN or infinity in their squared lengths: look for a "
             "division by zero or an overflow before this layer (parts.isfinite() shows where)",
+        ),
+        (
+            {"visibility": torch.full((2, 3), torch.nan)},
+            ValueError,
+            "visibility must be finite; got NaN or infinity in its values: look for a division by "
+            "zero or an overflow before this layer (visibility.isfinite() shows where)",
         ),
         (
             {"implementation": "triton"},

@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 
+import jaxtyping
 import pytest
 import torch
 from pytorch_metric_learning import losses
@@ -334,6 +335,60 @@ def test_errors(call, message):
     labels[0] = 15
     with pytest.raises(ValueError, match=message):
         call(ArcFaceHead(6, 20), x, labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda x: x[:, :5],
+            ValueError,
+            r"weight must be \[v, d\] .* d = 5 .as emb.*got \[20, 6\]",
+        ),
+        (lambda x: x[0], ValueError, r"embeddings must be \[b, d\] with b at least 1; got \[6\]"),
+        (lambda x: x[None], ValueError, r"embeddings must be \[b, d\] .*; got \[1, 8, 6\]"),
+        (lambda x: x[:0], ValueError, r"embeddings must be \[b, d\] .*; got \[0, 6\]"),
+        (lambda x: x * math.nan, ValueError, "embeddings must be finite; got NaN or inf"),
+        (lambda x: x * math.inf, ValueError, "embeddings must be finite; got NaN or inf"),
+        (lambda x: x.long(), TypeError, r"must be floating point; got torch\.int64: pass embed"),
+        (lambda x: x + 0j, TypeError, r"must be floating point; got torch\.complex64: pass embed"),
+        (
+            lambda x: x.to("meta"),
+            ValueError,
+            "embeddings must be on cpu .as weight.; got meta: pas",
+        ),
+    ],
+)
+def test_errors_of_embeddings(monkeypatch, change, error, message):
+    """`logits` refuses what `forward` does, and a margin that counts sees none of it."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    x, _, labels = problem(dtype=torch.float32)
+    x = change(x.detach())
+    labels = labels[: len(x)] if x.ndim == 2 else labels
+    head = ArcFaceHead(6, 20, margin=AdaFace())
+    before = {name: t.clone() for name, t in head.state_dict().items()}
+    for call in (head.logits, lambda x: head.logits(x, labels), lambda x: head(x, labels)):
+        with pytest.raises(error, match=message) as caught:
+            call(x)
+        assert "\n" not in str(caught.value)
+    assert all(torch.equal(t, before[name]) for name, t in head.state_dict().items())
+
+
+def test_errors_of_weight_and_norm():
+    x, _, labels = problem(dtype=torch.float32)
+    head = ArcFaceHead(6, 20, margin=AdaFace())
+    mean = head.margin.mean.clone()
+    norm = torch.full((8,), 10.0)
+    norm[2] = math.nan
+    with pytest.raises(ValueError, match="norm must be finite; got NaN or infinity in its values"):
+        head(x, labels, norm)
+    for value in (math.nan, math.inf):
+        with torch.no_grad():
+            head.weight[3, 2] = value
+        for given in (None, labels):
+            with pytest.raises(ValueError, match="weight must be finite; got NaN or infinity"):
+                head.logits(x, given)
+    assert torch.equal(head.margin.mean, mean)
 
 
 def test_errors_of_types():

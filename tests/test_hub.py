@@ -12,6 +12,7 @@ from pathlib import Path
 import huggingface_hub.hub_mixin
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import partlocal.hub
@@ -320,6 +321,49 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match=r"size mismatch for norm.running_var") as caught:
         load_weights(Scale(9), tmp_path / "model.safetensors")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("w", torch.arange(3), r"w must be torch\.float32; got torch\.int64: load what was saved"),
+        ("w", torch.ones(3) + 1j, r"w must be torch\.float32; got torch\.complex64"),
+        (
+            "norm.num_batches_tracked",
+            torch.tensor(1.5),
+            r"_tracked must be torch\.int64; got .*t32",
+        ),
+        ("w", torch.tensor([0.0, torch.nan, 1.0]), r"not finite in torch\.float32: w: load a file"),
+        ("norm.running_var", torch.tensor([1.0, 1.0, torch.inf]), "not finite .*norm.running_var"),
+        ("w", torch.tensor([0.0, 1e300, 1.0], dtype=torch.float64), "not finite in torch.float32"),
+    ],
+)
+def test_weights_of_another_kind(tmp_path, name, value, message):
+    module = filled()
+    before = {key: t.clone() for key, t in module.state_dict().items()}
+    save_file({**before, name: value}, tmp_path / "weights")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_weights(module, tmp_path / "weights")
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(t, before[key]) for key, t in module.state_dict().items())
+    save_file({**before, "w": before["w"].half()}, tmp_path / "weights")  # another precision
+    load_weights(module, tmp_path / "weights")
+    assert torch.equal(module.w, before["w"].half().float())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for path, error, why in (
+        (file, FileExistsError, "File exists"),
+        (file / "net", NotADirectoryError, "Not a directory"),
+    ):
+        with pytest.raises(error) as caught:
+            filled().save_pretrained(path)
+        assert str(caught.value) == (
+            f"save_directory must lead to a folder that can be written; got {path} "
+            f"({why}): choose another, or make room there"
+        )
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,43 @@ def test_absent_parts_stay_out_of_the_local_vector(training):
     assert torch.allclose(vector.flatten(1).norm(dim=1), torch.ones(4))
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+def test_absent_parts_do_not_make_strangers_alike(share):
+    """Complete faces stay apart however many others in the batch lack parts."""
+    torch.manual_seed(0)
+    features, maps = torch.rand(200, 16, 7, 7), torch.rand(200, 6, 7, 7)
+    absent = torch.rand(200, 6) < share
+    absent[:60] = False
+    maps[absent] = 0
+    vectors = LocalBranch(16, 6).train()(features, maps).vector[:60]
+    cosines = vectors @ vectors.T
+    assert cosines[~torch.eye(60, dtype=torch.bool)].mean().abs() < 0.1
+
+
+def test_visibility_of_ready_maps(images):
+    """Maps of the parser, passed on with their visibility, give what the parser's own gave."""
+    torch.manual_seed(0)
+    options = LocalOptions(min_visibility=0.2)  # some parts of an untrained parser are below it
+    net = PartLocalNet("resnet10t", small_parser(), PARTS, map_size=28, options=options).eval()
+    with torch.inference_mode():
+        own = net.forward_parts(images)
+        maps, visibility = net.parse(images)
+        assert torch.equal(visibility, own.visibility)
+        assert torch.equal(net(images, maps, visibility), own.descriptor)
+        peaks = net.forward_parts(images, maps)
+    torch.testing.assert_close(peaks.visibility, maps.amax((2, 3)))
+    with pytest.raises(ValueError, match="visibility is that of ready maps: pass maps="):
+        net(images, visibility=visibility)
+
+
+def test_double_precision_stays():
+    net = small_net().double().eval()
+    with torch.inference_mode():
+        found = net.forward_parts(torch.rand(2, 3, 112, 112, dtype=torch.float64))
+    assert found.descriptor.dtype == found.local_vector.dtype == torch.float64
+    assert found.norm.dtype == torch.float64
+
+
 def test_saving_refuses_what_loading_could_not_rebuild(tmp_path):
     class Segmenter(nn.Module):
         def forward(self, x):
@@ -197,6 +234,16 @@ def test_errors(net, images, monkeypatch):
         net(images, maps=torch.rand(3, 5, 28, 28))
     with pytest.raises(ValueError, match="has no label 'beak'"):
         PartLocalNet("resnet10t", small_parser(), ("beak",))
+    with pytest.raises(TypeError, match=r"parser must be a ParsingNet, .*; got a Conv2d: wrap it"):
+        PartLocalNet("resnet10t", torch.nn.Conv2d(3, 11, 1), PARTS)
+    with pytest.raises(ValueError, match="parts must be different names, at least one; got 'nose'"):
+        PartLocalNet("resnet10t", small_parser(), "nose")
+    with pytest.raises(ValueError, match="part_dim must be at least 1, or None; got 0"):
+        PartLocalNet("resnet10t", small_parser(), PARTS, part_dim=0)
+    with pytest.raises(ValueError, match="global_dim must be at least 1, or None; got -1"):
+        PartLocalNet("resnet10t", small_parser(), PARTS, global_dim=-1)
+    with pytest.raises(ValueError, match="local_weight must be a finite number; got nan"):
+        PartLocalNet("resnet10t", small_parser(), PARTS, local_weight=float("nan"))
     with pytest.raises(ValueError, match="norm must be 'batch' or None; got 'layer'"):
         LocalBranch(8, 3, norm="layer")
     with pytest.raises(ValueError, match=r"features and maps must be \[b, 8, h, w\]"):

@@ -6,6 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -315,6 +316,9 @@ def test_compact_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(parsing, "PRETRAINED", path)
     with pytest.raises(FileNotFoundError, match=r"holds no weights/net\.safetensors: install a r"):
         ParsingNet.pretrained()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match=r"path must lead to a folder .* choose another"):
+        small().save_compact(tmp_path / "file" / "net.safetensors")
     small().save_compact(path)
     config = path.with_suffix(".json")
     text = config.read_text()
@@ -361,6 +365,22 @@ def test_compact_errors(tmp_path, monkeypatch):
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         ParsingNet(**arguments)
+
+
+def test_errors_of_kinds(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for labels in ("helen", None):
+        message = f"labels must be a LabelSet or a number >= 1; got {labels!r}: pass the set itself"
+        with pytest.raises(TypeError, match=message):
+            ParsingNet(labels)
+    net, images = small().eval(), torch.rand(1, 3, 16, 16)
+    for size in (-1, 0, 2.5):
+        with pytest.raises(ValueError, match=r"size must be two positive whole numbers .*; got \("):
+            net.forward_stacks(images, size)
+    with pytest.raises(ValueError, match=r"images must hold at least one pixel; got \[1, 3, 0, 0"):
+        net(images[..., :0, :0])
+    with pytest.raises(ValueError, match=r"images must be on cpu \(as the network\); got meta"):
+        net(images.to("meta"))
 
 
 def test_numbered_labels():

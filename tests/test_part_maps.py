@@ -276,7 +276,23 @@ GOOD = {"logits": torch.zeros(2, 4, 8, 8), "parts": (1, 2), "size": 4}
             "parts must be label indices from 0 to 3 (logits hold 4 labels); got 4, -1: select "
             "parts from the parser's own label set",
         ),
-        ({"size": 0}, ValueError, "size must be two positive numbers (height, width); got (0, 0)"),
+        *(
+            (
+                {"size": size},
+                ValueError,
+                f"size must be two positive whole numbers (height, width); got {shown}",
+            )
+            for size, shown in [(0, "(0, 0)"), ((2,), "(2,)"), (2.5, "2.5"), ((2, -1), "(2, -1)")]
+        ),
+        *(
+            (
+                {"parts": parts},
+                TypeError,
+                "parts must be label indices, or a selection from a LabelSet; got "
+                f'{parts!r}: for names pass the selection, such as HELEN.select("nose")',
+            )
+            for parts in (("nose",), "nose", 3, (1, 2.0))
+        ),
         (
             {"activation": "relu"},
             ValueError,
@@ -303,6 +319,29 @@ def test_errors(monkeypatch, change, error, message):
     part_maps(**GOOD)
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         part_maps(**GOOD | change)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", None])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_value_outside_of_the_parts(activation, norm, value):
+    """Labels that are not selected take part in the norm of those that are."""
+    logits = draw(2, 4, 8, 8).abs()
+    logits[1, 3, 5, 5] = value
+    if value == torch.inf and activation == "sigmoid":  # an ordinary 1
+        assert part_maps(logits, (0, 1), 4, activation, norm).maps.isfinite().all()
+        return
+    message = "logits must be finite; got NaN or infinity in the activations of all labels"
+    with pytest.raises(ValueError, match=message):
+        part_maps(logits, (0, 1), 4, activation, norm)
+
+
+def test_module_checks_when_built(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="size must be two positive whole numbers"):
+        PartMaps((1, 2), size=(2,))
+    with pytest.raises(TypeError, match="parts must be label indices"):
+        PartMaps(("nose",), size=2)
 
 
 def test_compile():

@@ -104,6 +104,16 @@ def test_errors():
             pixels(x)
     with pytest.raises(ValueError, match="images must hold at least one picture; got an empty"):
         pixels(picture()[:0])
+    for network in (pixels, Pixels(*IMAGENET, input="normalized")):
+        with pytest.raises(ValueError, match=r"hold at least one pixel; got \[1, 3, 0, 0\]"):
+            network(torch.zeros(1, 3, 0, 0))
+    message = (
+        r"images must be on cpu \(as the network\); got meta: pass images.to\('cpu'\), or move"
+    )
+    for x in (picture(), picture().float()):
+        with pytest.raises(ValueError, match=message):
+            pixels(x.to("meta"))
+        assert copy.deepcopy(pixels).to("meta")(x.to("meta")).shape == x.shape
     with pytest.raises(TypeError, match=r"must be uint8 or floating point; got torch.int64: pass"):
         pixels(picture().long())
     message = "must be floats in .0, 1.; got values from 0 to 255: divide by 255, or pass input="
@@ -117,7 +127,11 @@ def test_errors():
         pixels(torch.full((1, 3, 2, 2), -2.0))
     x = x / 255
     x[1, 2, 3, 4] = torch.nan
-    with pytest.raises(ValueError, match="got values from nan"):
+    message = r"must be finite; got values from nan to nan: find the pictures with images\.isfinite"
+    with pytest.raises(ValueError, match=message):
+        pixels(x)
+    x[1, 2, 3, 4] = torch.inf
+    with pytest.raises(ValueError, match=r"images must be finite; got values from 0 to inf: find"):
         pixels(x)
     x[1, 2, 3, 4] = 1.0005  # resampling overshoots
     pixels(x)

@@ -473,6 +473,30 @@ NAN[3, 2, 5, 5] = torch.nan
             ValueError,
             "grid must have h * w = 49 cells (as the tokens); got (7, 8): drop prefix tokens first",
         ),
+        *(
+            (
+                TOKENS | {"grid": grid},
+                ValueError,
+                f"grid must be two positive whole numbers (height, width); got {grid}",
+            )
+            for grid in (7, (49,), (-7, -7), (7.0, 7.0))
+        ),
+        *(
+            (
+                {"maps": torch.where(NAN[:, 2:3].isnan(), value, GOOD["maps"]), "mode": mode},
+                ValueError,
+                "maps must be finite; got NaN or infinity in their mass: look for a division by "
+                "zero or an overflow before this layer (maps.isfinite() shows where)",
+            )
+            for value in (torch.nan, torch.inf)
+            for mode in MODES
+        ),
+        (
+            {"visibility": torch.full((8, 6), torch.nan)},
+            ValueError,
+            "visibility must be finite; got NaN or infinity in its values: look for a division by "
+            "zero or an overflow before this layer (visibility.isfinite() shows where)",
+        ),
         (
             {"implementation": "triton"},
             NotImplementedError,
@@ -487,6 +511,19 @@ def test_errors(monkeypatch, arguments, error, message):
     part_mask_pool(**TOKENS, grid=(7, 7))
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         part_mask_pool(**GOOD | arguments)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_nan_maps_show_up_where_nobody_looks(monkeypatch, given):
+    """As on an accelerator: NaN is no absence, whose zeros would pass for a result."""
+    monkeypatch.setattr("partlocal.pooling.refuse_non_finite", lambda *_: None)
+    maps = torch.ones(2, 3, 4, 4)
+    maps[1, 2, 0, 0] = torch.nan
+    found = part_mask_pool(
+        torch.ones(2, 5, 4, 4), maps, visibility=torch.ones(2, 3) if given else None
+    )
+    assert found.parts[1, 2].isnan().all()
+    assert found.parts.isnan().sum() == 5
 
 
 def test_compile():

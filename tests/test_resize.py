@@ -119,8 +119,10 @@ def test_gradcheck(mode, new):
     ("size", "mode", "message"),
     [
         ((2, 2), "mean", "downsample must be 'area' or 'max'; got 'mean'"),
-        ((0, 2), "area", "size must be two positive numbers (height, width); got (0, 2)"),
-        ((2,), "max", "size must be two positive numbers (height, width); got (2,)"),
+        ((0, 2), "area", "size must be two positive whole numbers (height, width); got (0, 2)"),
+        ((2,), "max", "size must be two positive whole numbers (height, width); got (2,)"),
+        ((2, 2.5), "max", "size must be two positive whole numbers (height, width); got (2, 2.5)"),
+        (3, "area", "size must be two positive whole numbers (height, width); got 3"),
     ],
 )
 def test_errors(monkeypatch, size, mode, message):

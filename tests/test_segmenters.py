@@ -1,3 +1,4 @@
+import inspect
 from collections import namedtuple
 
 import pytest
@@ -70,5 +71,12 @@ def test_adapter_errors():
         match=r"Segmenter must return .* with n = 11 \(as Helen\); got \[1, 5, 16, 16\]",
     ):
         LogitsAdapter(Segmenter(lambda x: x, 5), HELEN, *constants)(torch.rand(1, 3, 64, 64))
+    for size in (0, (64,), 6.4):
+        with pytest.raises(
+            ValueError, match=r"size must be two positive whole numbers .height, wi"
+        ):
+            inspect.unwrap(LogitsAdapter.__init__)(
+                LogitsAdapter.__new__(LogitsAdapter), Segmenter(tuple), HELEN, *constants[:2], size
+            )
     with pytest.raises(TypeError, match=r"module must return logits as a tensor, .*; got str"):
         LogitsAdapter(Segmenter(lambda x: "logits"), HELEN, *constants)(torch.rand(1, 3, 64, 64))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from fit import Workplace
@@ -12,14 +13,17 @@ from tqdm import tqdm
 
 from partlocal import PartLocalNet
 
+TestTime = Literal["concatenation", "sum"]
+Variant = tuple[Tensor, Tensor | None]  # maps, and the visibility of their parts
+
 
 @dataclass(frozen=True)
 class Described:
-    """Unit vectors of n pictures, original and mirrored concatenated (eq. 5).
+    """Unit vectors of n pictures, original and mirrored concatenated or added (eq. 5).
 
     Args:
-        global_half: n x 2g.
-        local_half: n x 2l, or None for a network without parts.
+        global_half: n x 2g, or n x g when they are added.
+        local_half: n x 2l or n x l, or None for a network without parts.
         controls: the local half again, under maps that are not the picture's.
         local_weight: of the local half when both are joined.
     """
@@ -42,6 +46,7 @@ def describe(
     *,
     mean_maps: Tensor | None = None,
     strangers: Tensor | None = None,
+    test_time: TestTime = "concatenation",
     batch_size: int = 100,
 ) -> Described:
     """Describe pictures with a trained network, and with its part maps replaced by controls.
@@ -52,6 +57,7 @@ def describe(
         place: device and precision.
         mean_maps: `k h w`, the mean of the training set's maps, for the control of that name.
         strangers: for each picture the index of a picture of somebody else, for the others.
+        test_time: what both views' unit vectors of a half become before the half's own L2 norm.
         batch_size: pictures a step.
 
     Raises:
@@ -60,7 +66,7 @@ def describe(
     net.eval()
     if isinstance(net, GlobalNet):
         views = [_global_only(net, images, mirror, place, batch_size) for mirror in (False, True)]
-        return Described(F.normalize(torch.cat(views, 1), dim=1), None, {}, 0.0)
+        return Described(_join_views(views, test_time), None, {}, 0.0)
     if net.parser is None:
         raise ValueError(
             "the network has no parser, and these pictures bring no part maps: "
@@ -68,21 +74,21 @@ def describe(
         )
 
     parts = net.parser.labels.select(*net.parts)
-    maps = [_parse(net, images, mirror, place, batch_size) for mirror in (False, True)]
+    found = [_parse(net, images, mirror, place, batch_size) for mirror in (False, True)]
     halves: dict[str, list[Tensor]] = {}
-    for mirror, own in zip((False, True), maps, strict=True):
-        variants = {"own": own}
+    for mirror, (own, visibility) in zip((False, True), found, strict=True):
+        variants: dict[str, Variant] = {"own": (own, visibility)}
         if mean_maps is not None:
             mean = parts.flip(mean_maps) if mirror else mean_maps
-            variants["mean maps"] = mean.to(own).expand_as(own)
+            variants["mean maps"] = (mean.to(own).expand_as(own), None)
         if strangers is not None:
-            variants["another person's maps"] = own[strangers]
-            variants["uniform maps"] = torch.ones_like(own[:1]).expand_as(own)
+            variants["another person's maps"] = (own[strangers], visibility[strangers])
+            variants["uniform maps"] = (torch.ones_like(own[:1]).expand_as(own), None)
         for name, vectors in _describe_view(net, images, mirror, variants, place, batch_size):
             halves.setdefault(name, []).append(vectors)
-    unit = {name: F.normalize(torch.cat(views, 1), dim=1) for name, views in halves.items()}
-    own = unit.pop("own")
-    return Described(unit.pop("global"), own, unit, net.local_weight)
+    unit = {name: _join_views(views, test_time) for name, views in halves.items()}
+    local = unit.pop("own")
+    return Described(unit.pop("global"), local, unit, net.local_weight)
 
 
 def view(images: Tensor, rows: slice, mirror: bool, place: Workplace) -> Tensor:
@@ -97,6 +103,11 @@ def slices(n: int, size: int, title: str) -> Iterator[slice]:
         yield slice(first, min(first + size, n))
 
 
+def _join_views(views: list[Tensor], test_time: TestTime) -> Tensor:
+    joined = torch.cat(views, 1) if test_time == "concatenation" else torch.stack(views).sum(0)
+    return F.normalize(joined, dim=1)
+
+
 def _global_only(
     net: GlobalNet, images: Tensor, mirror: bool, place: Workplace, size: int
 ) -> Tensor:
@@ -107,19 +118,23 @@ def _global_only(
     return torch.cat(pieces).float().cpu()
 
 
-def _parse(net: PartLocalNet, images: Tensor, mirror: bool, place: Workplace, size: int) -> Tensor:
+def _parse(
+    net: PartLocalNet, images: Tensor, mirror: bool, place: Workplace, size: int
+) -> tuple[Tensor, Tensor]:
+    """Return maps, and the visibility that only the probabilities before them tell."""
     with place.autocast():
         pieces = [
-            net.parse(view(images, s, mirror, place))[0] for s in slices(len(images), size, "parse")
+            net.parse(view(images, s, mirror, place)) for s in slices(len(images), size, "parse")
         ]
-    return torch.cat(pieces).float().cpu()
+    maps, visibility = (torch.cat(column).float().cpu() for column in zip(*pieces, strict=True))
+    return maps, visibility
 
 
 def _describe_view(
     net: PartLocalNet,
     images: Tensor,
     mirror: bool,
-    variants: dict[str, Tensor],
+    variants: dict[str, Variant],
     place: Workplace,
     size: int,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -130,8 +145,9 @@ def _describe_view(
             tapped = net.backbone(view(images, rows, mirror, place))
             vector = F.normalize(net.global_projection(tapped.global_vector).float(), dim=1)
             pieces.setdefault("global", []).append(vector.cpu())
-            for name, maps in variants.items():
-                local = net.branch(tapped.features, maps[rows].to(place.device))
+            for name, (maps, visibility) in variants.items():
+                seen = None if visibility is None else visibility[rows].to(place.device)
+                local = net.branch(tapped.features, maps[rows].to(place.device), seen)
                 pieces.setdefault(name, []).append(local.vector.float().cpu())
     for name, vectors in pieces.items():
         yield name, torch.cat(vectors)

@@ -24,8 +24,7 @@ def energy_shares(
     Returns:
         for the vector as the paper has it: shares that sum to 1, mean and spread of impostor
         cosines. And the cosines again with every number standardised over these pictures, as
-        `norm="batch"` does (an untrained branch has no running statistics); the shares are then
-        those of the counts.
+        `norm="batch"` does (an untrained branch has no running statistics).
     """
     net.eval()
     raw, k = [], len(net.parts)

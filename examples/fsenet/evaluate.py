@@ -22,8 +22,9 @@ import torch
 import tyro
 from arms import measure
 from data.faces import TEST_FROM, TestSet, draw_faces, drawn_test_set, lfw_test_set
-from describe import describe
+from describe import TestTime, describe
 from fit import Workplace
+from limits import check_numbers
 from machine import choose_precision, to_json, versions, write_json
 from model import load_network
 from protocols.lfw import LfwProtocol
@@ -44,6 +45,7 @@ class Arguments:
         seed: of the drawn people.
         identities: drawn people.
         samples: pictures of each.
+        test_time: `concatenation` of the vectors of a picture and its mirror image, or their `sum`.
         precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
     """
 
@@ -55,27 +57,31 @@ class Arguments:
     seed: int = 0
     identities: int = 200
     samples: int = 6
+    test_time: TestTime = "concatenation"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 def main(arguments: Arguments) -> None:
     """Describe the pictures, score the pairs, write the numbers."""
-    if arguments.output is not None and not arguments.output.parent.is_dir():
-        raise FileNotFoundError(f"--output: {arguments.output.parent} is no folder: make it first")
+    check_numbers(arguments)
+    check_paths(arguments)
+    net = None
+    if arguments.checkpoint.suffix != ".npz":
+        net = load_network(arguments.checkpoint)
     test = load_test_set(arguments)
     made = {}
-    if arguments.checkpoint.suffix == ".npz":
+    if net is None:
         vectors = {"embeddings": read_embeddings(arguments.checkpoint, test.names)}
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         place = Workplace(Path(), device, choose_precision(arguments.precision, device))
-        net = load_network(arguments.checkpoint).to(device)
-        described = describe(net, test.images, place)
+        described = describe(net.to(device), test.images, place, test_time=arguments.test_time)
         vectors = {"global half": described.global_half}
         if described.local_half is not None:
             vectors["local half"] = described.local_half
             vectors["both"] = described.join(described.local_half)
-        made["test_time"] = "original and mirrored concatenated, then L2"
+        how = {"concatenation": "concatenated", "sum": "added"}[arguments.test_time]
+        made["test_time"] = f"original and mirrored {how}, then L2"
         made["precision"] = place.precision
     result = {
         "checkpoint": str(arguments.checkpoint),
@@ -90,9 +96,34 @@ def main(arguments: Arguments) -> None:
         write_json(result, arguments.output)
 
 
+def check_paths(arguments: Arguments) -> None:
+    """Refuse what would fail only after the pictures are drawn or read."""
+    checkpoint, output = arguments.checkpoint, arguments.output
+    if not checkpoint.exists():
+        raise FileNotFoundError(
+            f"{checkpoint} does not exist: pass the network/ or baseline/ folder that a run left, "
+            "or an .npz of embeddings"
+        )
+    if output is not None and output.is_dir():
+        raise IsADirectoryError(f"--output: {output} is a folder: name a file in it")
+    if output is not None and not output.parent.is_dir():
+        raise FileNotFoundError(f"--output: {output.parent} is no folder: make it first")
+
+
 def load_test_set(arguments: Arguments) -> TestSet:
-    """Draw or read the pictures of the protocol."""
+    """Draw or read the pictures of the protocol.
+
+    Raises:
+        ValueError: an option is missing, or is for the other protocol, or there are too few people.
+    """
     if arguments.protocol == "procedural":
+        if arguments.faces is not None or arguments.all_folds:
+            raise ValueError("--faces and --all-folds are for --protocol lfw: leave them out")
+        if arguments.identities < 20 or arguments.samples < 2:
+            raise ValueError(
+                "--identities must be at least 20, and --samples at least 2: ten folds need two "
+                f"people each; got {arguments.identities} and {arguments.samples}"
+            )
         people = range(TEST_FROM, TEST_FROM + arguments.identities)
         faces = draw_faces(arguments.seed, people, arguments.samples)
         return drawn_test_set(faces, arguments.seed)

@@ -1,6 +1,7 @@
 """Part maps of a frozen parser, computed once a picture and kept in the run's folder."""
 
 import hashlib
+import zipfile
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from partlocal import PartLocalNet
 @torch.inference_mode()
 def cached_maps(
     net: PartLocalNet, images: Tensor, place: Workplace, batch_size: int = 100
-) -> Tensor:
-    """Return the part maps of `images`, float16 `n k h w`, from the cache when it has them.
+) -> tuple[Tensor, Tensor]:
+    """Return part maps `n k h w` (float16) and visibility `n k` of `images`, from a cache.
 
     The cache's name is a hash of the parser's weights, of what is made of its logits, and of the
     pictures, so another parser or other pictures never meet stale maps.
@@ -30,22 +31,24 @@ def cached_maps(
     Raises:
         ValueError: the cache is damaged.
     """
-    path = place.folder / f"maps-{_key(net, images)}.npy"
+    path = place.folder / f"maps-{_key(net, images)}.npz"
     if path.exists():
         try:
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        except (ValueError, EOFError) as error:
+            with np.load(path, allow_pickle=False) as arrays:
+                return torch.from_numpy(arrays["maps"]), torch.from_numpy(arrays["visibility"])
+        except (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is damaged ({error}): delete it") from None
     net.eval()
     pieces = []
     for rows in slices(len(images), batch_size, "maps"):
         with place.autocast():
-            pieces.append(net.parse(images[rows].to(place.device))[0].half().cpu())
-    maps = torch.cat(pieces)
+            maps, visibility = net.parse(images[rows].to(place.device))
+        pieces.append((maps.half().cpu(), visibility.float().cpu()))
+    maps, visibility = (torch.cat(column) for column in zip(*pieces, strict=True))
     if place.rank == 0:
         with whole_file(path) as file:
-            np.save(file, maps.numpy())
-    return maps.clone()
+            np.savez(file, maps=maps.numpy(), visibility=visibility.numpy())
+    return maps.clone(), visibility.clone()
 
 
 def _key(net: PartLocalNet, images: Tensor) -> str:

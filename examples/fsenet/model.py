@@ -49,8 +49,14 @@ class TrainedGlobalNet(nn.Module):
         self.net = net
         self.global_head = ArcFaceHead(net.backbone.global_dim, identities, scale, ArcFace(margin))
 
-    def forward(self, images: Tensor, maps: Tensor | None, identities: Tensor) -> Losses:
-        """Return the loss; `maps` is ignored, so that both networks train by the same loop."""
+    def forward(
+        self,
+        images: Tensor,
+        maps: Tensor | None,
+        identities: Tensor,
+        visibility: Tensor | None = None,
+    ) -> Losses:
+        """Return the loss; parts are ignored, so that both networks train by the same loop."""
         loss = self.global_head(self.net(images), identities)
         return Losses(loss, loss, torch.zeros_like(loss))
 
@@ -72,9 +78,15 @@ class TrainedFSENet(nn.Module):
         self.global_head = ArcFaceHead(net.global_dim, identities, scale, ArcFace(margin))
         self.local_head = ArcFaceHead(net.local_dim, identities, scale, ArcFace(margin))
 
-    def forward(self, images: Tensor, maps: Tensor | None, identities: Tensor) -> Losses:
-        """Return the weighted sum of both losses."""
-        described = self.net.forward_parts(images, maps)
+    def forward(
+        self,
+        images: Tensor,
+        maps: Tensor | None,
+        identities: Tensor,
+        visibility: Tensor | None = None,
+    ) -> Losses:
+        """Return the weighted sum of both losses; `visibility` is that of ready `maps`."""
+        described = self.net.forward_parts(images, maps, visibility)
         global_loss = self.global_head(described.global_vector, identities, described.norm)
         local_loss = self.local_head(described.local_vector, identities)
         return Losses(global_loss + self.local_loss_weight * local_loss, global_loss, local_loss)

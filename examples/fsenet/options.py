@@ -7,13 +7,14 @@ from typing import Literal
 
 import tyro
 from data.augment import Augmentation
+from describe import TestTime
 from train_parser import ParserOptions
 
 
 def small_parser() -> ParserOptions:
     """Return a parser that two CPU cores train in two minutes."""
     mild = Augmentation(shift=0.02, scale=0.05, rotation=4, brightness=0.2, contrast=0.2, grey=0.1)
-    return ParserOptions(width=32, num_stacks=1, steps=900, augmentation=mild)
+    return ParserOptions(width=32, num_stacks=1, steps=1000, augmentation=mild)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Options:
         scale: of the cosines.
         local_loss_weight: of the local half's loss beside the global one's (eq. 3: 1).
         local_weight: of the local half in the descriptor (table 8: 0.6).
+        test_time: `concatenation` of the vectors of a picture and its mirror image (eq. 5), or
+            their `sum`.
         augmentation: how far training pictures are moved.
         precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
         workers: processes that decode pictures.
@@ -69,7 +72,7 @@ class Options:
     backbone: str = "iresnet10_small"
     map_size: int = 28
     part_dim: int | None = None
-    steps: int = 1100
+    steps: int = 1000
     batch_size: int = 64
     lr: float = 0.05
     milestones: tuple[float, ...] = (0.6, 0.85, 0.95)
@@ -80,6 +83,7 @@ class Options:
     scale: float = 16.0
     local_loss_weight: float = 1.0
     local_weight: float = 0.6
+    test_time: TestTime = "concatenation"
     augmentation: Augmentation = field(default_factory=Augmentation)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: int = 0

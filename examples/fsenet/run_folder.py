@@ -12,13 +12,14 @@ from typing import Any, Literal, Protocol
 
 import torch
 from fit import Workplace
-from machine import choose_precision, write_json
+from machine import choose_precision, keep_freed_memory, write_json
 from torch import distributed
 
 RUNS = Path("runs")
 CONFIG = "options.json"
 WHERE = ("output", "resume")  # options that say where a run is, and nothing about its result
-MAY_CHANGE = ("workers", "parsing", "export")  # on resuming: no weight depends on these
+# on resuming: no weight depends on these
+MAY_CHANGE = ("workers", "parsing", "export", "test_time")
 
 
 class RunOptions(Protocol):
@@ -51,9 +52,10 @@ def workplace(options: RunOptions, name: str) -> Iterator[Workplace]:
     """Open the workplace of a run, and leave nothing behind if the run fails at once."""
     place = None
     try:
+        keep_freed_memory()
         place = open_workplace(options, name)
         yield place
-    except (OSError, ValueError, FloatingPointError):
+    except BaseException:
         if place is not None:
             discard_unused(place)
         raise
@@ -127,10 +129,11 @@ def open_folder(output: Path | None, name: str, config: Mapping[str, Any], resum
 
 
 def discard_unused(place: Workplace) -> None:
-    """Forget a run that failed before it left anything to resume."""
-    if place.rank > 0 or any(path.suffix in (".pt", ".npy") for path in place.folder.iterdir()):
+    """Forget a run that failed before it left a checkpoint to resume from."""
+    if place.rank > 0 or any(place.folder.glob("*.pt")):
         return
-    (place.folder / CONFIG).unlink(missing_ok=True)
+    for path in (place.folder / CONFIG, *place.folder.glob("maps-*.npz")):
+        path.unlink(missing_ok=True)
     if not any(place.folder.iterdir()):
         place.folder.rmdir()
 

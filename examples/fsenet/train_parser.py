@@ -21,9 +21,9 @@ from data.batches import BatchPlan, load_batches
 from data.face_params import WILD
 from data.faces import TEST_FROM, draw_faces
 from data.fasseg import FASSEG, ParsingPairs, aligned_pairs, helen_to_fasseg
-from data.images import Source
 from data.procedural import ProceduralFaces
 from fit import Fitted, Schedule, Workplace, fit
+from limits import check_batch, check_numbers
 from machine import finite, to_json, versions
 from run_folder import one_line_errors, workplace
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from partlocal import HELEN, ParsingNet
 from partlocal.evaluation.parsing import ParsingScore
 from partlocal.parsing import PRETRAINED
 
+PARSING_SPLIT = "frontal02-test"  # of FASSEG; the parser is scored on it
 LOSS_SIZE = 64  # rows and columns at which the loss is taken; 128 costs half as much again
 
 
@@ -173,16 +174,14 @@ def score_parser(
     }
 
 
-def score_parsing_set(
-    parser: ParsingNet, path: Path, split: str, place: Workplace
-) -> dict[str, Any]:
+def score_parsing_set(parser: ParsingNet, path: Path, place: Workplace) -> dict[str, Any]:
     """Score the parser on FASSEG, its eleven labels merged to FASSEG's classes."""
-    pairs = aligned_pairs(ParsingPairs(path, split))
+    pairs = aligned_pairs(ParsingPairs(path, PARSING_SPLIT))
     score = ParsingScore(FASSEG)
     predicted = predict_labels(parser, pairs.images, place)
     score.update(predicted, pairs.labels.numpy(), merge=helen_to_fasseg())
     return {
-        "split": split,
+        "split": PARSING_SPLIT,
         "pictures": len(pairs.names),
         "skipped": len(pairs.skipped),
         "f1": score.f1,
@@ -215,11 +214,25 @@ class Arguments:
     parsing: Path | None = None
 
 
+def build_parser(how: ParserOptions) -> ParsingNet:
+    """Return the parser with fresh weights."""
+    return ParsingNet(HELEN, how.width, how.num_stacks, grid=how.grid)
+
+
+def check(arguments: Arguments) -> None:
+    """Refuse what would fail only after minutes."""
+    check_numbers(arguments)
+    build_parser(arguments.parser)
+    check_batch("--parser.batch-size", arguments.parser.batch_size)
+    if arguments.parsing is not None:
+        ParsingPairs(arguments.parsing, PARSING_SPLIT)
+
+
 def main(arguments: Arguments, place: Workplace) -> None:
     """Train, score, and write the weights."""
     how = arguments.parser
     torch.manual_seed(arguments.seed)
-    parser = ParsingNet(HELEN, how.width, how.num_stacks, grid=how.grid).to(place.device)
+    parser = build_parser(how).to(place.device)
     faces = DrawnPairs(arguments.seed, how.steps * how.batch_size)
     fitted = train_parser(parser, faces, how, arguments.seed, place, arguments.workers)
     if place.rank > 0:
@@ -228,7 +241,7 @@ def main(arguments: Arguments, place: Workplace) -> None:
     test = draw_faces(arguments.seed, range(TEST_FROM, TEST_FROM + 600), 1)
     scores = {"procedural": score_parser(parser, test.images, test.labels, place)}
     if arguments.parsing is not None:
-        scores["fasseg"] = score_parsing_set(parser, arguments.parsing, "frontal02-test", place)
+        scores["fasseg"] = score_parsing_set(parser, arguments.parsing, place)
     about = {
         "recipe": "examples/fsenet/train_parser.py",
         "options": {"seed": arguments.seed, "parser": asdict(how)},
@@ -247,7 +260,6 @@ def main(arguments: Arguments, place: Workplace) -> None:
 if __name__ == "__main__":
     with one_line_errors():
         chosen = tyro.cli(Arguments)
-        if chosen.parsing is not None:
-            Source(chosen.parsing)  # what is wrong with it is said now, not when the parser is made
+        check(chosen)
         with workplace(chosen, "parser") as place:
             main(chosen, place)

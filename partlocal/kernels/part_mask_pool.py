@@ -44,7 +44,8 @@ def _cells(p, width, stride_h, stride_w, FLAT: tl.constexpr):
 @triton.jit
 def _scale_of(mass, count, seen, min_visibility, MODE: tl.constexpr, NORMALIZE: tl.constexpr):
     """Return what the total of each part is multiplied with; 0 where the part is absent."""
-    present = (mass > 1e-6) & (seen >= min_visibility)
+    # Not `>`, which is False for NaN: it must show up and not be an absence.
+    present = ~((mass <= 1e-6) | (seen < min_visibility))
     divisor = tl.full(mass.shape, 1.0, tl.float32)
     if NORMALIZE:
         divisor = tl.where(present, mass, 1.0)
@@ -71,7 +72,8 @@ def pool_kernel(
     image, split = row // splits, (row % splits).to(tl.int32)
     cs = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     ks = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
-    features += image * f_b + cs.to(tl.int64)[:, None] * f_c
+    features += image * f_b
+    channels = cs.to(tl.int64) * f_c
     maps += image * m_b + ks.to(tl.int64)[:, None] * m_k
     total = tl.full([BLOCK_K, BLOCK_C], float("-inf") if MODE == "max" else 0.0, tl.float32)
     cell = tl.zeros([BLOCK_K, BLOCK_C], tl.int32)
@@ -80,7 +82,7 @@ def pool_kernel(
     for start in range(split * span, tl.minimum(split * span + span, cells), BLOCK_P):
         ps = start + tl.arange(0, BLOCK_P)
         inside = ps < cells
-        place = features + _cells(ps, width, f_h, f_w, FLAT_F)[None, :]
+        place = features + channels[:, None] + _cells(ps, width, f_h, f_w, FLAT_F)[None, :]
         tile = tl.load(place, mask=(cs < c)[:, None] & inside[None, :], other=0).to(tl.float32)
         place = maps + _cells(ps, width, m_h, m_w, FLAT_M)[None, :]
         weight = tl.load(place, mask=(ks < k)[:, None] & inside[None, :], other=0).to(tl.float32)
@@ -90,6 +92,7 @@ def pool_kernel(
             weight = area.to(tl.float32)
             counts += weight
         if MODE == "max":
+            tile = tl.where(tile != tile, float("inf"), tile)  # a maximum passes NaN over
             under = tl.where(area[:, None, :], tile[None, :, :], float("-inf"))
             best, found = tl.max(under, 2, return_indices=True, return_indices_tie_break_left=True)
             better = best > total  # not >=: the first of equals
@@ -100,6 +103,10 @@ def pool_kernel(
     # Once, after the loop: Triton 3.8 fails on a sum of loaded values in it that is used twice.
     mass, count = tl.sum(masses, 1), tl.sum(counts, 1)
     write = (ks < k)[:, None] & (cs < c)[None, :]
+    if MODE == "max":
+        endless = (total == float("inf")) & write
+        place = features + channels[None, :] + _cells(cell, width, f_h, f_w, FLAT_F)
+        total = tl.where(endless, tl.load(place, mask=endless, other=0).to(tl.float32), total)
     if FINISH:
         visible = tl.load(seen + image * k + ks, mask=ks < k, other=0)
         count = _scale_of(mass, count, visible, min_visibility, MODE, NORMALIZE)
@@ -134,7 +141,7 @@ def finish_kernel(
         count += tl.load(counts + share + one)
         value = tl.load(totals + share * c + cs, mask=cs < c, other=0)
         if MODE == "max":
-            better = value > total
+            better = (value > total) | ((value != value) & (total == total))
             total = tl.where(better, value, total)
             cell = tl.where(better, tl.load(cells + share * c + cs, mask=cs < c, other=0), cell)
         else:

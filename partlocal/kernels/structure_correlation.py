@@ -8,8 +8,8 @@ For the parts L of an image, with n = |L_i| |L_j|:
 
 One program a part: it sees all parts of its image, which the caches hold, and writes its own row,
 so that nothing is summed across programs. Sums are float32. Where D is 0 its gradient is 0; where
-a part is zero or not visible, its cosines (or both numbers of a pair) and their gradients are 0.
-Not measured on a GPU.
+a part is not visible, or no longer than 1e-12, its cosines (or both numbers of a pair) and their
+gradients are 0. Not measured on a GPU.
 """
 
 from typing import Any
@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from partlocal.kernels.registration import derive, device_of, power_of_two
+from partlocal.numerics import NULL
 
 MAX_PARTS = 256
+LEAST = tl.constexpr(NULL**2)  # squared length of a part that has a direction
 
 
 @triton.jit
@@ -52,8 +54,9 @@ def _pairs_of(
         own_energy += tl.sum(own * own, 1)
     pair = (js < k) & (js != i)
     if SEEN:
-        pair = pair & (tl.load(seen + js, mask=js < k, other=0) > 0) & (energy > 0)
-        pair = pair & (tl.load(seen + i + tl.arange(0, 1)) > 0) & (own_energy > 0)
+        # Not `>`, which is False for NaN: it must show up and not be an absence.
+        pair = pair & (tl.load(seen + js, mask=js < k, other=0) > 0) & ~(energy <= LEAST)
+        pair = pair & (tl.load(seen + i + tl.arange(0, 1)) > 0) & ~(own_energy <= LEAST)
     return squared, product, energy, own_energy, pair
 
 
@@ -71,7 +74,7 @@ def forward_kernel(
     squared, product, energy, own_energy, pair = _pairs_of(
         parts, seen, i, k, c, stride_k, stride_c, SEEN, BLOCK_K, BLOCK_C
     )
-    length = _inverse_length(own_energy) * _inverse_length(energy)
+    length = _inverse_length(own_energy, LEAST) * _inverse_length(energy, LEAST)
     js = tl.arange(0, BLOCK_K)
     place = out + c + 2 * (js - (js > i).to(tl.int32))
     written = (js < k) & (js != i)
@@ -108,8 +111,8 @@ def backward_kernel(
     cosine = tl.load(grad + here + grad_f, mask=pair, other=0).to(tl.float32)
     cosine += tl.load(grad + there + grad_f, mask=pair, other=0).to(tl.float32)
 
-    inverse, own_inverse = _inverse_length(energy), _inverse_length(own_energy)
-    distance *= _inverse_length(squared)
+    inverse, own_inverse = _inverse_length(energy, LEAST), _inverse_length(own_energy, LEAST)
+    distance *= _inverse_length(squared, 0.0)
     cosine *= own_inverse * inverse
     turn = tl.sum(cosine * product, 0) * own_inverse * own_inverse
     for start in range(0, c, BLOCK_C):
@@ -126,8 +129,9 @@ def backward_kernel(
 
 
 @triton.jit
-def _inverse_length(squared):
-    return tl.where(squared > 0, 1 / tl.sqrt_rn(tl.where(squared > 0, squared, 1.0)), 0.0)
+def _inverse_length(squared, least):
+    longer = ~(squared <= least)
+    return tl.where(longer, 1 / tl.sqrt_rn(tl.where(longer, squared, 1.0)), 0.0)
 
 
 def configuration(k: int, c: int) -> dict[str, int]:
@@ -196,7 +200,7 @@ def gradient(grad: Tensor, parts: Tensor, seen: Tensor | None) -> Tensor:
     b, k, c = parts.shape
     wide, grad = parts.float(), grad.float()
     energy = wide.square().sum(2)
-    nonzero = energy != 0
+    nonzero = ~(energy <= NULL**2)
     inverse = torch.where(nonzero, torch.where(nonzero, energy, 1).rsqrt(), 0)
     apart = wide[:, :, None] - wide[:, None]
     squared = apart.square().sum(3)

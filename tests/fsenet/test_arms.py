@@ -1,18 +1,21 @@
 """Descriptors of every arm, and the numbers on them, against formulas and loops."""
 
+import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
 from arms import arm_vectors, measure, score_pairs
+from data.augment import Augmentation, augment
 from data.faces import TestSet as Faces
 from describe import Described, describe
 from energy import energy_shares
 from fit import Workplace
-from model import GlobalNet
+from model import GlobalNet, TrainedFSENet
 from protocols.pairs import draw_pairs
 from torch.nn import functional as F
+from train import swap_mirrored
 
 from partlocal import HELEN, ParsingNet, PartLocalNet
 from partlocal.backbone import Backbone
@@ -49,6 +52,17 @@ def mean_maps(net):
 @pytest.fixture(scope="module")
 def described(net, images, mean_maps):
     return describe(net, images, PLACE, mean_maps=mean_maps, strangers=STRANGERS, batch_size=2)
+
+
+@pytest.fixture
+def choosy(net, images):
+    """The same network where the parts below a visibility, a third of these, are absent."""
+    with torch.inference_mode():
+        visibility = torch.cat([net.parse(view)[1] for view in (images, images.flip(-1))])
+    pool, before = net.branch.pool, net.branch.pool.min_visibility
+    pool.min_visibility = visibility.quantile(1 / 3).item()
+    yield net
+    pool.min_visibility = before
 
 
 def unit(rng, n, d):
@@ -142,6 +156,87 @@ def test_controls(net, images, mean_maps, described):
     # without the mean of a training set, which a streamed one has not, the others are there
     some = describe(net, images, PLACE, strangers=STRANGERS)
     assert set(some.controls) == set(expected) - {"mean maps"}
+
+
+@torch.inference_mode()
+def test_visibility_is_the_parsers(choosy, images):
+    """What is described is `net(images)`, whose absent parts the maps alone do not tell."""
+    found = describe(choosy, images, PLACE, strangers=STRANGERS)
+    expected, another = [], []
+    for pictures in (images, images.flip(-1)):
+        whole = choosy.forward_parts(pictures)
+        maps, seen = choosy.parse(pictures[STRANGERS])
+        features = choosy.backbone(pictures).features
+        expected.append(whole.local_vector)
+        another.append(choosy.branch(features, maps, seen).vector)
+        assert not torch.allclose(whole.local_vector, choosy.branch(features, whole.maps).vector)
+        assert (whole.parts == 0).all(2).any(), "all parts are there"
+    for half, views in (
+        (found.local_half, expected),
+        (found.controls["another person's maps"], another),
+    ):
+        joined = F.normalize(torch.cat(views, 1), dim=1)
+        torch.testing.assert_close(half, joined, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_visibility_alone_changes_nothing(net, images, training):
+    """With min_visibility = 0, the default, each bit is that of the maps' own peaks."""
+    with torch.no_grad():
+        maps, seen = net.parse(images)
+        features = net.backbone(images).features
+        assert not torch.equal(seen, maps.amax((2, 3)))
+        branches = [copy.deepcopy(net.branch).train(training) for _ in range(2)]
+        a, b = branches[0](features, maps), branches[1](features, maps, seen)
+    assert torch.equal(a.vector, b.vector)
+    assert torch.equal(a.parts, b.parts)
+    for x, y in zip(branches[0].buffers(), branches[1].buffers(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_the_loss_is_that_of_the_visible_parts(choosy, images):
+    """Training with cached maps is training with the parser, where parts are absent too."""
+    torch.manual_seed(0)
+    trained = TrainedFSENet(choosy, 5, 0.1, 16.0).eval()
+    identities = torch.arange(5)
+    with torch.no_grad():
+        maps, seen = choosy.parse(images)
+        ready = trained(images, maps, identities, seen)
+        assert ready == trained(images, None, identities)
+        assert ready.local_loss != trained(images, maps, identities).local_loss
+
+
+def test_swap_mirrored():
+    """As `augment` swaps maps whose every cell is the visibility, whatever else it does."""
+    how = Augmentation(flip=0.5, brightness=0.3, grey=0.5)
+    visibility = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
+    rng, same = (torch.Generator().manual_seed(7) for _ in range(2))
+    found = swap_mirrored(visibility, PARTS, how, rng)
+    maps = visibility[:, :, None, None].expand(-1, -1, 4, 4)
+    pictures = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
+    _, moved = augment(pictures, maps, PARTS, how, same)
+    assert torch.equal(found, moved[..., 0, 0])
+    assert 5 < (found != visibility).any(1).sum() < 35
+    fresh = torch.Generator().manual_seed(7)
+    assert torch.equal(rng.get_state(), fresh.get_state()), "the picture is mirrored by other draws"
+
+
+@torch.inference_mode()
+def test_the_sum_of_both_views(net, images):
+    """Eq. 5's other reading: half as many numbers, and a mirrored picture is the same."""
+    found = describe(net, images, PLACE, test_time="sum", strangers=STRANGERS)
+    views = [net.forward_parts(v) for v in (images, images.flip(-1))]
+    for name in ("global", "local"):
+        added = sum(getattr(v, f"{name}_vector") for v in views)
+        half = getattr(found, f"{name}_half")
+        torch.testing.assert_close(half, F.normalize(added, dim=1), atol=1e-4, rtol=0)
+    mirrored = describe(net, images.flip(-1), PLACE, test_time="sum")
+    torch.testing.assert_close(mirrored.local_half, found.local_half, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mirrored.global_half, found.global_half, atol=1e-5, rtol=0)
+    assert found.controls["uniform maps"].shape == found.local_half.shape
+    alone = GlobalNet(net.backbone).eval()
+    added = describe(alone, images, PLACE, test_time="sum").global_half
+    torch.testing.assert_close(added, F.normalize(alone(images) + alone(images.flip(-1)), dim=1))
 
 
 def test_the_global_network(images):

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from data.batches import BatchPlan, StepSampler, generator, load_batches
+from data.faces import draw_faces
 from data.images import DamagedImage
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,6 +97,12 @@ def test_a_damaged_picture_is_one_line(workers):
     """Torch hands on what a worker raised with its whole traceback as the message."""
     with pytest.raises(ValueError, match=r"^a.zip:Ann/1.png is damaged: replace or remove it$"):
         next(load_batches(Damaged(), BatchPlan(2, 1, 0, workers=workers), 0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_face_that_cannot_be_drawn_is_one_line(workers):
+    with pytest.raises(ValueError, match=r"^seed, identity and sample must be >= 0; got -1[^\n]*$"):
+        draw_faces(-1, range(1), 1, workers)
 
 
 def test_errors():

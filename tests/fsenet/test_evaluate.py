@@ -70,11 +70,22 @@ def test_example(tmp_path, test_set, capsys):
     assert json.loads(output.read_text())["arms"]["embeddings"]["accuracy"] == 1
 
 
-def test_the_output_is_looked_at_first(tmp_path, test_set):
-    """Before minutes of evaluation, not after."""
-    arguments = Arguments(tmp_path / "no.npz", "procedural", output=tmp_path / "no" / "e.json")
+def test_paths_are_looked_at_first(tmp_path, monkeypatch):
+    """Before pictures are drawn or read for a minute, not after."""
+    monkeypatch.setattr(evaluate, "load_test_set", lambda _: pytest.fail("too late"))
+    path = save(tmp_path / "e.npz", NAMES, by_person())
+    arguments = Arguments(path, "procedural", output=tmp_path / "no" / "e.json")
     with pytest.raises(FileNotFoundError, match=r"--output: .*no is no folder: make it first"):
         evaluate.main(arguments)
+    with pytest.raises(IsADirectoryError, match=r"--output: .* is a folder: name a file in it"):
+        evaluate.main(dataclasses.replace(arguments, output=tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"no.npz does not exist: pass the network/ or"):
+        evaluate.main(Arguments(tmp_path / "no.npz", "procedural"))
+    with pytest.raises(ValueError, match=r"^--seed must be between 0 and 4294967295; got -1$"):
+        evaluate.main(Arguments(path, "procedural", seed=-1))
+    (tmp_path / "network").mkdir()
+    with pytest.raises(FileNotFoundError, match="config"):  # from the network, which is loaded
+        evaluate.main(Arguments(tmp_path / "network", "procedural"))
 
 
 def test_embeddings(tmp_path):
@@ -104,6 +115,11 @@ def test_networks(networks, test_set, name, capsys):
     arms = found["arms"]
     halves = ["global half", "local half", "both"] if name == "network" else ["global half"]
     assert list(arms) == halves
+    assert found["test_time"] == "original and mirrored concatenated, then L2"
+    evaluate.main(Arguments(networks / name, "procedural", test_time="sum"))
+    added = json.loads(capsys.readouterr().out)
+    assert added["test_time"] == "original and mirrored added, then L2"
+    assert added["arms"] != arms
     assert all(0 <= arm["accuracy"] <= 1 for arm in arms.values())
 
 
@@ -149,6 +165,14 @@ class Bomb:
 def test_errors(tmp_path):
     with pytest.raises(ValueError, match="--protocol lfw needs --faces: LFW as a folder or zip"):
         evaluate.load_test_set(Arguments(None, "lfw"))
+    for options in ({"faces": tmp_path}, {"all_folds": True}):
+        with pytest.raises(
+            ValueError, match="--faces and --all-folds are for --protocol lfw: leave"
+        ):
+            evaluate.load_test_set(Arguments(None, "procedural", **options))
+    for options in ({"identities": 19}, {"samples": 1}):
+        with pytest.raises(ValueError, match="--identities must be at least 20, and --samples at"):
+            evaluate.load_test_set(Arguments(None, "procedural", **options))
     path, boom = tmp_path / "e.npz", tmp_path / "boom"
     with pytest.raises(FileNotFoundError):
         read_embeddings(path, ("a/1",))

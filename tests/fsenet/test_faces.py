@@ -106,6 +106,7 @@ def test_a_folder_of_pictures(tmp_path, samples):
     path = make(tmp_path / "faces.zip", 130, samples)
     train, test = picture_sets(path, seed=0)
     check_held_out(train, test, 130)
+    assert train.images.shape[2:] == test.images.shape[2:] == (112, 112)
     assert test.flags["identities"] == len(owners(test.images)) == 60
     assert len(test.pairs.same) == 10 * {2: 12, 5: 120}[samples]
     assert test.lfw is None
@@ -120,6 +121,14 @@ def test_people_with_one_picture_only_train(tmp_path):
     train, test = picture_sets(path, seed=0)
     check_held_out(train, test, 140)
     assert {i % 2 for i in owners(test.images)} == {0}
+
+
+def test_of_many_people_some_test(tmp_path, monkeypatch):
+    """Their pictures are held in memory, so of a large set a tenth would be too many."""
+    path = make(tmp_path / "faces.zip", 640, 2)
+    monkeypatch.setattr(faces, "MAX_TESTED", 62)
+    train, test = picture_sets(path, seed=0)
+    assert (train.num_identities, test.flags["identities"]) == (640 - 62, 62)
 
 
 def test_streamed(tmp_path, monkeypatch):
@@ -167,6 +176,7 @@ def test_lfws_lists_decide(tmp_path):
     assert train.num_identities == 18
     near = {round(int(red) / 10) for red in owners(train.images)}
     assert near == {*range(16), 20, 21}
+    assert train.images.shape[2:] == test.images.shape[2:] == (112, 112)
     assert [test.names[i] for i in test.pairs.first[:4]] == [
         "P016/P016_0001.jpg",
         "P017/P017_0002.jpg",
@@ -204,6 +214,32 @@ def test_errors(tmp_path):
         message = f"a fold of 10 has {found} impostor pairs; it needs two people"
         with pytest.raises(ValueError, match=message):
             drawn_test_set(drawn(people, samples), 0)
+
+
+def lfw_changed(path, change):
+    """LFW's layout with the files renamed, or left out where `change` returns None."""
+    with (
+        zipfile.ZipFile(lfw_like(path.with_suffix(".all"))) as old,
+        zipfile.ZipFile(path, "w") as new,
+    ):
+        for name in old.namelist():
+            if changed := change(name):
+                new.writestr(changed, old.read(name))
+    return path
+
+
+def test_lfw_in_another_format(tmp_path):
+    """The lists name JPEGs; aligned copies are often PNGs."""
+    path = lfw_changed(tmp_path / "lfw.zip", lambda name: name.replace(".jpg", ".png"))
+    _, test = picture_sets(path, 0)
+    assert test.names[test.pairs.first[0]] == "P016/P016_0001.png"
+
+
+def test_lfw_lacks_a_picture(tmp_path):
+    path = lfw_changed(tmp_path / "lfw.zip", lambda name: None if "P018_0002" in name else name)
+    message = r"lfw.zip holds no picture P018/P018_0002, which the pairs name: add it"
+    with pytest.raises(ValueError, match=message):
+        picture_sets(path, 0)
 
 
 @pytest.mark.slow

@@ -150,6 +150,14 @@ def test_modes():
         assert load_rgb(buffer.getvalue()).shape == (2, 3, 3)
 
 
+@pytest.mark.parametrize("file_format", ["EPS", "GIF", "PPM"])
+def test_other_formats(file_format):
+    """What the suffixes do not stand for is not opened: EPS would start Ghostscript."""
+    data = encode((1, 2, 3), (32, 32), file_format)
+    with pytest.raises(DamagedImage, match="x is no picture of JPEG, PNG, BMP, WEBP, TIFF, or a"):
+        load_rgb(data, "x")
+
+
 def test_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: pass a folder or a .zip"):
         IdentityFolder(tmp_path / "nowhere")

@@ -5,12 +5,20 @@ import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import machine
 import numpy as np
 import pytest
 import torch
-from machine import choose_precision, peak_memory_gb, to_json, write_json
+from machine import (
+    choose_precision,
+    computes_in_bf16,
+    peak_memory_gb,
+    to_json,
+    versions,
+    write_json,
+)
 
 
 def test_json(tmp_path):
@@ -35,6 +43,27 @@ def test_precision(monkeypatch):
         assert choose_precision("auto", cpu) == expected
         assert choose_precision("fp32", cpu) == "fp32"
         assert choose_precision("bf16", cpu) == "bf16"
+
+
+@pytest.mark.parametrize("flags", ["fpu avx2", "fpu avx512_bf16", None])
+def test_processors(monkeypatch, flags):
+    def read_text(_):
+        if flags is None:
+            raise FileNotFoundError  # no Linux
+        return flags
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert computes_in_bf16(torch.device("cpu")) == (flags == "fpu avx512_bf16")
+
+
+def test_versions(monkeypatch):
+    """Without git, or run from a clone that is not installed, no result is lost."""
+    known = versions()
+    assert list(known) == ["partlocal", "torch", "timm", "numpy", "python", "commit"]
+    assert known["numpy"] == np.__version__
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "path", [])
+    assert versions() == {**known, "commit": "unknown"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the system does not say")

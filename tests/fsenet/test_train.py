@@ -92,6 +92,20 @@ def test_bad_input(tmp_path):
         "backbone": ["--backbone", "no_such_net", "--backbone: timm knows no 'no_such_net'"],
         "lfw": ["--profile", "lfw", "--profile lfw needs --faces: LFW as a folder or zip"],
         "profile": ["--profile", "huge", "invalid choice"],
+        "batch": ["--batch-size", "0", "--batch-size must be between 2 and"],
+        "negative": ["--batch-size=-4", "--batch-size must be between 2 and"],
+        "large": ["--batch-size", "40", "--batch-size must be at most the number of pictures, 32"],
+        "larger": [
+            "--parser-options.batch-size=40",
+            "r-options.batch-size must be at most the num",
+        ],
+        "width": ["--parser-options.width", "7", "width must be even and at least 2; got 7"],
+        "dim": ["--part-dim=-3", "--part-dim must be between 1 and"],
+        "seed": ["--seed=-1", "--seed must be between 0 and"],
+        "nobody": ["--identities", "0", "--identities must be between 2 and"],
+        "nan": ["--lr", "nan", "--lr must be between 0 and 1000; got nan"],
+        "empty": ["--parsing", str(old), "old holds no split 'frontal02-test'"],
+        "no pictures": ["--faces", str(old), "old holds no pictures (1 files)"],
     }
     calls = [TINY + case[:-1] for case in cases.values()]
     done = subprocess.run(

@@ -45,6 +45,10 @@ def test_a_run(tmp_path):
     more = run(tmp_path, "--parser.steps=3", "--resume", "--workers=1", "--parsing=nowhere")
     assert more.stderr == "error: nowhere does not exist: pass a folder or a .zip\n"
 
+    wrong = run(tmp_path, "--parser.lr=nan", "--output=nan")
+    assert wrong.stderr == "error: --parser.lr must be between 0 and 1000; got nan\n"
+    assert not (tmp_path / "nan").exists()
+
     other = run(tmp_path, "--parser.steps=2", "--resume")
     assert other.returncode == 1
     assert "parser-0 was started with parser {" in other.stderr

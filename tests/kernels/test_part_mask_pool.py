@@ -177,6 +177,20 @@ def test_absent_parts(mode, dtype, reason, device):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["features", "maps", "visibility"])
+def test_nan_shows(mode, name, device):
+    """What is NaN is not taken for absent."""
+    given = {"features": draw(1, 3, 4, 4), "maps": draw(1, 2, 4, 4).sigmoid() + 0.5}
+    given = {key: tensor.to(device) for key, tensor in given.items()}
+    given["visibility"] = torch.ones(1, 2, device=device)
+    given[name].view(-1)[0] = torch.nan
+    pooled = part_mask_pool(**given, mode=mode, implementation="triton")
+    plain = pooled.parts.isnan()
+    assert plain[0, 0, 0] if name == "features" else plain[0, 0].all() or name == "visibility"
+    assert not plain[0, 1, 1:].any()
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_half_precision_does_not_overflow(mode, device):
     features = torch.full((1, 2, 112, 112), 10.0, dtype=torch.float16, device=device)
     features.requires_grad_()

@@ -113,8 +113,9 @@ def test_identical_and_zero_parts(case, visibility, device):
     assert gradient.eq(0).all()
 
 
-@pytest.mark.parametrize("scale", [1e-15, 1e-4, 1e4, 1e15])
+@pytest.mark.parametrize("scale", [1e-15, 4e-13, 1e-4, 1e4, 1e15])
 def test_magnitudes(scale, device):
+    """At 4e-13 two of the parts are shorter than 1e-12 and have no direction, the others do."""
     parts = (draw(1, 5, 7) * scale).to(device).requires_grad_()
     found = derivatives(parts, None, "triton")
     oracle = derivatives(parts.detach().double().requires_grad_(), None, "torch")
@@ -131,6 +132,25 @@ def test_distance_comes_from_differences(device):
     near[0, 1] += 0.0009765625
     distance = structure_correlation(near, implementation="triton")[0, 0, 64].item()
     assert distance == pytest.approx(0.0009765625 * 8, rel=1e-6)
+
+
+@pytest.mark.parametrize("shortest", [0.9e-12, 1.1e-12])
+def test_parts_without_length(shortest, device):
+    """With a visibility, a part of length 1e-12 or less is absent, and a longer one is there."""
+    parts = torch.tensor([[[shortest, 0], [0, 2], [3, 3]]], device=device)
+    seen = torch.ones(1, 3, device=device)
+    found = structure_correlation(parts, seen, "triton")
+    torch.testing.assert_close(found, structure_correlation(parts, seen, "torch"))
+    assert (found[0, 0, 2:] != 0).any() == (shortest > 1e-12)
+
+
+def test_nan_shows(device):
+    """A part that is NaN is not taken for an absent one."""
+    parts = draw(1, 3, 4).to(device)
+    parts[0, 1, 2] = torch.nan
+    found = structure_correlation(parts, torch.ones(1, 3, device=device), "triton")
+    assert found[0, 1, 4:].isnan().all()
+    assert found[0, [0, 2], 4:].isnan().sum() == 4  # each with the NaN part: distance and cosine
 
 
 @pytest.mark.parametrize("axis", [0, 1])

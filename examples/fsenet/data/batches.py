@@ -1,6 +1,7 @@
 """Batches as a function of (seed, step): any step can be reached again, bit for bit."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +80,18 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Raise what a loader's worker raised in one line: torch hands on its whole traceback."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error).strip()
+        if text.startswith("Caught "):  # and at its end "class: message"
+            text = text.splitlines()[-1].partition(": ")[2]
+        raise ValueError(text) from error
+
+
 def load_batches(
     dataset: Dataset[tuple[Tensor, ...]], plan: BatchPlan, first: int
 ) -> Iterator[tuple[torch.Generator, Sequence[Tensor]]]:
@@ -95,11 +108,6 @@ def load_batches(
         # resumed would not be the run that was not interrupted
         generator=generator(plan.seed, first),
     )
-    try:
+    with worker_errors():
         for step, batch in enumerate(loader, start=first):
             yield generator(plan.seed, step, plan.rank), batch
-    except ValueError as error:
-        text = str(error).strip()
-        if text.startswith("Caught "):  # in a worker: a traceback, and at its end "class: message"
-            text = text.splitlines()[-1].partition(": ")[2]
-        raise ValueError(text) from error

@@ -92,7 +92,8 @@ class Hair:
     def __init__(
         self, n: Nuisance, shape: FaceShape, canvas: Canvas, rng: np.random.Generator
     ) -> None:
-        s, k, size = canvas.axis, shape.scale, canvas.size
+        s, size = canvas.axis, canvas.size
+        k = shape.scale * rng.uniform(0.94, 1.22)  # else hair tells the size of the head
         hx, hy = shape.marks["head"]
         rough = noise(rng, size, 2)
         x, y = (s - hx) / k, ((s - hy) / k)[:, None]

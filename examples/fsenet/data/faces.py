@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
+from data.batches import worker_errors
 from data.images import IdentityFolder, Source, decode_all
 from data.procedural import DRAWERS, ProceduralFaces
 
 TEST_FROM = 1_000_000  # drawn identities from here on are never trained on
 SIZE = 112  # of every picture, drawn or read; networks and report count on it
 IN_MEMORY = 50_000  # pictures; at 112x112 that is 1.9 GB, and more are streamed
+MAX_TESTED = 500  # people of a folder or zip; their pictures are held in memory always
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,15 @@ class TrainingSet:
 
 
 def draw_faces(seed: int, identities: range, samples: int, workers: int = DRAWERS) -> DrawnFaces:
-    """Render `samples` pictures of each of `identities`, in order."""
+    """Render `samples` pictures of each of `identities`, in order.
+
+    Raises:
+        ValueError: a face cannot be drawn.
+    """
     faces = ProceduralFaces(seed, len(identities), samples, first_identity=identities.start)
     pieces = []
-    with tqdm(total=len(faces), desc="drawing", unit="face", mininterval=1.0) as bar:
+    bar = tqdm(total=len(faces), desc="drawing", unit="face", mininterval=1.0)
+    with worker_errors(), bar:
         for batch in DataLoader(faces, batch_size=25, num_workers=workers):
             pieces.append((batch["image"], batch["labels"]))
             bar.update(len(batch["image"]))
@@ -98,7 +105,14 @@ def picture_sets(path: Path, seed: int) -> tuple[TrainingSet, TestSet]:
     are resized, others refused.
 
     A set that brings LFW's lists is split by them: folds 0 to 7 and people of no fold train,
-    folds 8 and 9 test. Of any other set a tenth of the people with two pictures or more test.
+    folds 8 and 9 test. Of any other set a tenth of the people with two pictures or more test, at
+    least 60 and at most `MAX_TESTED`.
+
+    Raises:
+        DamagedImage: a picture that is not streamed cannot be decoded.
+        FileNotFoundError: `path` does not exist.
+        ValueError: it holds no pictures sorted by person, too few people, a picture that is not
+            square, or not those of LFW's lists.
     """
     if "pairs.txt" in Source(path):
         protocol = LfwProtocol.read(path)
@@ -117,19 +131,29 @@ def picture_sets(path: Path, seed: int) -> tuple[TrainingSet, TestSet]:
 
 
 def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> TestSet:
-    """Return the pairs of some of LFW's folds, and all pictures of their people."""
+    """Return the pairs of some of LFW's folds, and all pictures of their people.
+
+    The lists name JPEGs; the pictures may be of another format.
+    """
     paths = protocol.test_paths(folds)
     pictures = IdentityFolder(path, {name.split("/")[0] for name in paths}, SIZE)
-    row = {name: number for number, name in enumerate(pictures.paths)}
+    row = {_stem(name): number for number, name in enumerate(pictures.paths)}
     index = protocol.held_out(folds)
-    pairs = Pairs(
-        np.array([row[protocol.first[i]] for i in index]),
-        np.array([row[protocol.second[i]] for i in index]),
-        protocol.same[index],
-        protocol.fold[index],
-        pictures.labels,
-    )
-    flags = {"name": "lfw", "test_folds": list(folds), "list_sha256": protocol.hashes}
+    try:
+        first, second = (
+            np.array([row[_stem(side[i])] for i in index])
+            for side in (protocol.first, protocol.second)
+        )
+    except KeyError as error:
+        raise ValueError(
+            f"{path} holds no picture {error.args[0]}, which the pairs name: add it"
+        ) from None
+    pairs = Pairs(first, second, protocol.same[index], protocol.fold[index], pictures.labels)
+    flags: dict[str, Any] = {
+        "name": "lfw",
+        "test_folds": list(folds),
+        "list_sha256": protocol.hashes,
+    }
     published = set(folds) == set(protocol.fold.tolist())
     flags |= {"pairs": len(index), "comparable_with_published": published}
     # all pairs of all of LFW's pictures are too many; of two folds they are 3.6 million
@@ -157,11 +181,15 @@ class _Streamed(Dataset[tuple[Tensor, ...]]):
         return image, torch.tensor(identity), torch.tensor(index)
 
 
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
 def _hold_out(path: Path, seed: int) -> tuple[IdentityFolder, IdentityFolder]:
     everybody = IdentityFolder(path)
     names = np.array(everybody.identities)
     several = names[np.bincount(everybody.labels, minlength=len(names)) >= 2]
-    count = max(60, len(several) // 10)
+    count = min(max(60, len(several) // 10), MAX_TESTED)
     if len(several) < count or len(names) < 2 * count:
         raise ValueError(
             f"{path} has {len(names)} identities, {len(several)} of them with two pictures or "

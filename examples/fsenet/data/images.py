@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # of all that Pillow reads, EPS starts Ghostscript
 MAX_BYTES = 64 * 2**20  # a member or file: no face picture is larger
 MAX_PIXELS = 64 * 10**6  # 192 MB once decoded
 _MAX_DEPTH = 8
@@ -121,11 +122,11 @@ def load_rgb(data: bytes, name: str = "picture") -> UInt8[np.ndarray, "h w 3"]:
     (2, 4, 3)
 
     Args:
-        data: the file's bytes, in any format that Pillow reads.
+        data: the file's bytes, in one of `FORMATS`.
         name: how errors call the picture.
 
     Raises:
-        DamagedImage: the bytes are no picture, truncated, or more than `MAX_PIXELS` pixels.
+        DamagedImage: the bytes are of no such format, truncated, or more than `MAX_PIXELS` pixels.
     """
     return np.asarray(_open_image(data, name).convert("RGB"))
 
@@ -252,7 +253,7 @@ def _open_image(data: bytes, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is below
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise DamagedImage(
                     f"{name} is refused: {image.width}x{image.height} is more than "
@@ -265,7 +266,7 @@ def _open_image(data: bytes, name: str) -> Image.Image:
         raise DamagedImage(f"{name} is refused: more than {MAX_PIXELS} pixels") from None
     except Image.UnidentifiedImageError:
         raise DamagedImage(
-            f"{name} is no picture, or a damaged one: replace or remove it"
+            f"{name} is no picture of {', '.join(FORMATS)}, or a damaged one: replace or remove it"
         ) from None
     except (OSError, SyntaxError, ValueError, zlib.error, struct.error) as error:
         raise DamagedImage(f"{name} is damaged ({error}): replace or remove it") from None
