@@ -50,19 +50,30 @@ def wide_matmul(left: Tensor, right: Tensor) -> Tensor:
     return left @ right
 
 
+def may_look(tensor: Tensor) -> bool:
+    """Tell whether a decision may depend on the values of `tensor`: eagerly, on a CPU.
+
+    Elsewhere to wait for them would stall the queue of an accelerator, or break a graph.
+
+    >>> may_look(torch.zeros(1))
+    True
+    """
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def refuse_non_finite(result: Tensor, name: str, seen: str) -> None:
     """Raise where `result`, a small tensor, shows that the input `name` was not finite.
 
-    Looking at the result costs nothing beside the operation, but waiting for it would stall the
-    queue of an accelerator and break a graph: only eager calls on a CPU are checked. Elsewhere
-    NaN and infinity show up in the result.
+    Looking at the result costs little beside the operation, where one may look: in eager calls on
+    a CPU. Elsewhere NaN and infinity show up in the result.
 
     Raises:
         ValueError: `result` holds NaN or infinity.
     """
-    if result.device.type != "cpu" or torch.compiler.is_compiling():
+    if not may_look(result):
         return
-    if not torch.isfinite(result.detach()).all():
+    # A finite sum is the cheapest proof; that of finite numbers may overflow.
+    if not torch.isfinite(result.detach().sum()) and not torch.isfinite(result.detach()).all():
         raise ValueError(
             f"{name} must be finite; got NaN or infinity in {seen}: look for a division by zero "
             f"or an overflow before this layer ({name}.isfinite() shows where)"

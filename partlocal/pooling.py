@@ -1,5 +1,6 @@
 """Feature map and part maps to one vector a part (FSENet, eq. 6 and section 4.7.4)."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from partlocal.kernels import Implementation, check_implementation, runs_kernel
 from partlocal.numerics import (
     EPS,
     accumulation_dtype,
+    may_look,
     refuse_non_finite,
     result_dtype,
     wide_matmul,
@@ -17,6 +19,7 @@ from partlocal.numerics import (
 from partlocal.resize import check_size, resize_maps
 
 Mode = Literal["sum", "mean", "max"]
+CACHE_BYTES = 2**21
 
 
 class PartFeatures(NamedTuple):
@@ -109,11 +112,12 @@ def part_mask_pool(
             parts = _weighted_sum(features, area.to(wide)) / count.clamp(min=1)[..., None]
         else:
             parts = _masked_max(features, area).to(wide)
-    refuse_non_finite(torch.where(present[..., None], parts, 0), "features", "the pooled parts")
+    if not (may_look(present) and present.all()):
+        parts = torch.where(present[..., None], parts, 0)
+    refuse_non_finite(parts, "features", "the pooled parts")
     if normalize:
         # The divisor of an absent part must be harmless too, or its gradient would be 0 * inf.
         parts = parts / torch.where(present, mass, 1)[..., None]
-    parts = torch.where(present[..., None], parts, 0)
     return PartFeatures(parts.to(result_dtype(features)), mass, visibility)
 
 
@@ -189,19 +193,36 @@ def _weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
 def _masked_max(features: Tensor, area: Bool[Tensor, "b k h w"]) -> Tensor:
     """Return the maximum of each channel over each area.
 
-    Each part is searched in turn without a graph, so that the features under one part are the
-    largest temporary. What is found is picked by index, which autograd can differentiate twice;
-    the first of equal cells gets the gradient.
+    Where a gradient is wanted, what is found is picked by index, which autograd can differentiate
+    twice; the first of equal cells gets the gradient.
     """
+    if not (features.requires_grad and torch.is_grad_enabled()):
+        return _search(features, area, lambda under: under.amax((2, 3)))
     batch, channels, _, width = features.shape
-    flat = []
-    for k in range(area.shape[1]):
-        under = torch.where(area[:, k, None], features.detach(), -torch.inf)
-        flat.append(under.flatten(2).max(2).indices)
-    cell = torch.stack(flat, 1)
+    cell = _search(features.detach(), area, lambda under: under.flatten(2).max(2).indices)
     image = torch.arange(batch, device=features.device)[:, None, None]
     channel = torch.arange(channels, device=features.device)
     return features[image, channel, cell // width, cell % width]
+
+
+def _search(features: Tensor, area: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return `reduce` of the features under each part, one part after another.
+
+    The largest temporary is the features under one part; on a CPU, of as many images as fit into
+    its caches.
+    """
+    if not may_look(features) or features.isnan().any():
+        hidden = (torch.where(part[:, None], features, -torch.inf) for part in area.unbind(1))
+        return torch.stack([reduce(under) for under in hidden], 1)
+    # A minimum is several times as fast as `where`, but NaN passes it everywhere.
+    limit = torch.where(area, torch.inf, -torch.inf).to(features.dtype)
+    at_once = max(1, CACHE_BYTES // (features[0].numel() * features.element_size()))
+    found = []
+    for images, limits in zip(features.split(at_once), limit.split(at_once), strict=True):
+        under = torch.empty_like(images)
+        parts = (torch.minimum(images, part[:, None], out=under) for part in limits.unbind(1))
+        found.append(torch.stack([reduce(part) for part in parts], 1))
+    return torch.cat(found)
 
 
 def _as_map(features: Tensor, grid: tuple[int, int] | None) -> Tensor:

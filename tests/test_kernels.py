@@ -44,9 +44,9 @@ def test_a_kernel_is_chosen_by_device_and_dtype(monkeypatch):
             "implementation must be 'auto', 'torch' or 'triton'; got 'cuda'",
         ),
         (
-            ("triton", "part_maps"),
+            ("triton", "negative_logsumexp"),
             NotImplementedError,
-            "implementation='triton': part_maps has no Triton kernel in this version; "
+            "implementation='triton': negative_logsumexp has no Triton kernel in this version; "
             "use implementation='auto' or 'torch'",
         ),
         (

@@ -304,8 +304,8 @@ GOOD = {"logits": torch.zeros(2, 4, 8, 8), "parts": (1, 2), "size": 4}
         (
             {"implementation": "triton"},
             NotImplementedError,
-            "implementation='triton': part_maps has no Triton kernel in this version; use "
-            "implementation='auto' or 'torch'",
+            "implementation='triton': part_maps needs logits on a CUDA or ROCm device; got cpu: "
+            "move it there, or use implementation='auto' or 'torch'",
         ),
         (
             {"implementation": "cuda"},
