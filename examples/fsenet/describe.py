@@ -74,7 +74,10 @@ def describe(
         )
 
     parts = net.parser.labels.select(*net.parts)
-    found = [_parse(net, images, mirror, place, batch_size) for mirror in (False, True)]
+    found = [
+        parse_pictures(net, images, place, mirror=mirror, size=batch_size)
+        for mirror in (False, True)
+    ]
     halves: dict[str, list[Tensor]] = {}
     for mirror, (own, visibility) in zip((False, True), found, strict=True):
         variants: dict[str, Variant] = {"own": (own, visibility)}
@@ -103,6 +106,18 @@ def slices(n: int, size: int, title: str) -> Iterator[slice]:
         yield slice(first, min(first + size, n))
 
 
+def parse_pictures(
+    net: PartLocalNet, images: Tensor, place: Workplace, *, mirror: bool = False, size: int = 100
+) -> tuple[Tensor, Tensor]:
+    """Return maps `n k h w`, and the visibility `n k` that only the probabilities before tell."""
+    with place.autocast():
+        pieces = [
+            net.parse(view(images, s, mirror, place)) for s in slices(len(images), size, "parse")
+        ]
+    maps, visibility = (torch.cat(column).float().cpu() for column in zip(*pieces, strict=True))
+    return maps, visibility
+
+
 def _join_views(views: list[Tensor], test_time: TestTime) -> Tensor:
     joined = torch.cat(views, 1) if test_time == "concatenation" else torch.stack(views).sum(0)
     return F.normalize(joined, dim=1)
@@ -116,18 +131,6 @@ def _global_only(
             net(view(images, s, mirror, place)) for s in slices(len(images), size, "describe")
         ]
     return torch.cat(pieces).float().cpu()
-
-
-def _parse(
-    net: PartLocalNet, images: Tensor, mirror: bool, place: Workplace, size: int
-) -> tuple[Tensor, Tensor]:
-    """Return maps, and the visibility that only the probabilities before them tell."""
-    with place.autocast():
-        pieces = [
-            net.parse(view(images, s, mirror, place)) for s in slices(len(images), size, "parse")
-        ]
-    maps, visibility = (torch.cat(column).float().cpu() for column in zip(*pieces, strict=True))
-    return maps, visibility
 
 
 def _describe_view(

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import torch
 from checkpoint import whole_file
-from describe import slices
+from describe import parse_pictures
 from fit import Workplace
 from torch import Tensor
 
@@ -39,12 +39,8 @@ def cached_maps(
         except (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is damaged ({error}): delete it") from None
     net.eval()
-    pieces = []
-    for rows in slices(len(images), batch_size, "maps"):
-        with place.autocast():
-            maps, visibility = net.parse(images[rows].to(place.device))
-        pieces.append((maps.half().cpu(), visibility.float().cpu()))
-    maps, visibility = (torch.cat(column) for column in zip(*pieces, strict=True))
+    maps, visibility = parse_pictures(net, images, place, size=batch_size)
+    maps = maps.half()
     if place.rank == 0:
         with whole_file(path) as file:
             np.savez(file, maps=maps.numpy(), visibility=visibility.numpy())

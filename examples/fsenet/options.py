@@ -72,10 +72,10 @@ class Options:
     backbone: str = "iresnet10_small"
     map_size: int = 28
     part_dim: int | None = None
-    steps: int = 1000
+    steps: int = 750
     batch_size: int = 64
     lr: float = 0.05
-    milestones: tuple[float, ...] = (0.6, 0.85, 0.95)
+    milestones: tuple[float, ...] = (0.7, 0.9, 0.97)
     warmup: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -104,6 +104,7 @@ PROFILES = {
         profile="lfw",
         parser="pretrained",
         steps=2600,
+        milestones=(0.6, 0.85, 0.95),
         scale=24.0,
         augmentation=Augmentation(
             shift=0.06, scale=0.1, rotation=8, brightness=0.3, contrast=0.3, grey=0.1

@@ -137,7 +137,8 @@ def train_parser(
 
     def batches(first: int) -> Iterator[Sequence[Tensor | None]]:
         for rng, (images, labels) in load_batches(faces, plan, first):
-            yield augment(images, labels, HELEN, options.augmentation, rng)
+            pixels, moved, _ = augment(images, labels, HELEN, options.augmentation, rng)
+            yield pixels, moved
 
     schedule = Schedule(options.steps, options.rate, optimizer)
     fitted = fit("parser", module, batches, schedule, place)

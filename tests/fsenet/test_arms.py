@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from arms import arm_vectors, measure, score_pairs
-from data.augment import Augmentation, augment
 from data.faces import TestSet as Faces
 from describe import Described, describe
 from energy import energy_shares
@@ -15,7 +14,6 @@ from fit import Workplace
 from model import GlobalNet, TrainedFSENet
 from protocols.pairs import draw_pairs
 from torch.nn import functional as F
-from train import swap_mirrored
 
 from partlocal import HELEN, ParsingNet, PartLocalNet
 from partlocal.backbone import Backbone
@@ -204,21 +202,6 @@ def test_the_loss_is_that_of_the_visible_parts(choosy, images):
         ready = trained(images, maps, identities, seen)
         assert ready == trained(images, None, identities)
         assert ready.local_loss != trained(images, maps, identities).local_loss
-
-
-def test_swap_mirrored():
-    """As `augment` swaps maps whose every cell is the visibility, whatever else it does."""
-    how = Augmentation(flip=0.5, brightness=0.3, grey=0.5)
-    visibility = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
-    rng, same = (torch.Generator().manual_seed(7) for _ in range(2))
-    found = swap_mirrored(visibility, PARTS, how, rng)
-    maps = visibility[:, :, None, None].expand(-1, -1, 4, 4)
-    pictures = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
-    _, moved = augment(pictures, maps, PARTS, how, same)
-    assert torch.equal(found, moved[..., 0, 0])
-    assert 5 < (found != visibility).any(1).sum() < 35
-    fresh = torch.Generator().manual_seed(7)
-    assert torch.equal(rng.get_state(), fresh.get_state()), "the picture is mirrored by other draws"
 
 
 @torch.inference_mode()

@@ -29,14 +29,14 @@ def batch(b=4, size=32, seed=0):
 def test_example():
     """Mirrored: the left eye's map is where the right eye's was, mirrored; the nose keeps its."""
     images, maps, labels = batch()
-    pixels, moved = augment(images, maps, PARTS, FLIP, generator(0))
+    pixels, moved, _ = augment(images, maps, PARTS, FLIP, generator(0))
     assert torch.equal(pixels, images.flip(-1).float() / 255)
     left, right, nose = (PARTS.names.index(n) for n in ("left_eye", "right_eye", "nose"))
     assert torch.equal(moved[:, left], maps[:, right].flip(-1))
     assert torch.equal(moved[:, right], maps[:, left].flip(-1))
     assert torch.equal(moved[:, nose], maps[:, nose].flip(-1))
 
-    _, named = augment(images, labels, HELEN, FLIP, generator(0))
+    _, named, _ = augment(images, labels, HELEN, FLIP, generator(0))
     assert named.dtype == torch.uint8
     for label, other in (("left_eye", "right_eye"), ("right_brow", "left_brow"), ("hair",) * 2):
         here, there = named == HELEN.index(label), labels.flip(-1) == HELEN.index(other)
@@ -47,9 +47,9 @@ def test_example():
 def test_twice_mirrored_is_not_mirrored():
     images, maps, labels = batch()
     for what, names in ((maps, PARTS), (labels, HELEN)):
-        pixels, once = augment(images, what, names, FLIP, generator(0))
+        pixels, once, _ = augment(images, what, names, FLIP, generator(0))
         bytes_ = (pixels * 255).round().to(torch.uint8)
-        again, twice = augment(bytes_, once, names, FLIP, generator(0))
+        again, twice, _ = augment(bytes_, once, names, FLIP, generator(0))
         assert torch.equal(again, images.float() / 255)
         assert torch.equal(twice, what)
 
@@ -57,17 +57,18 @@ def test_twice_mirrored_is_not_mirrored():
 def test_zeros_change_nothing():
     images, maps, labels = batch()
     for what, names in ((maps, PARTS), (labels, HELEN), (None, PARTS)):
-        pixels, same = augment(images, what, names, STILL, generator(0))
+        pixels, same, _ = augment(images, what, names, STILL, generator(0))
         assert torch.equal(pixels, images.float() / 255)
         assert same is None if what is None else torch.equal(same, what)
 
 
 def test_the_share_of_mirrored_pictures():
     images = batch(400, 4)[0]
-    pixels, _ = augment(images, None, PARTS, Augmentation(flip=0.25), generator(0))
+    pixels, _, told = augment(images, None, PARTS, Augmentation(flip=0.25), generator(0))
     mirrored = (pixels == images.flip(-1).float() / 255).flatten(1).all(1)
     unmoved = (pixels == images.float() / 255).flatten(1).all(1)
     assert (mirrored ^ unmoved).all()
+    assert torch.equal(told, mirrored)
     assert 70 < mirrored.sum() < 130  # 100, four standard deviations
 
 
@@ -103,8 +104,8 @@ def test_pictures_maps_and_labels_move_alike(how):
     maps = torch.zeros(b, len(PARTS), size // 4, size // 4)
     maps[:, part] = blob.float().view(b, size // 4, 4, size // 4, 4).mean((2, 4))
 
-    pixels, moved = augment(images, maps, PARTS, how, generator(1))
-    again, named = augment(images, labels, HELEN, how, generator(1))
+    pixels, moved, _ = augment(images, maps, PARTS, how, generator(1))
+    again, named, _ = augment(images, labels, HELEN, how, generator(1))
     assert torch.equal(pixels, again)
     red = centroid(pixels[:, 0])
     assert (red - centroid(blob)).norm(dim=1).mean() > 0.01, "nothing moved"
@@ -138,26 +139,26 @@ def test_light():
     """Gain and contrast keep the order of pixels and the mean's share; grey has no colour."""
     images = batch(64)[0] // 2 + 64  # nothing saturates
     before = images.float() / 255
-    pixels, _ = augment(images, None, PARTS, replace(STILL, brightness=0.1), generator(0))
+    pixels, _, _ = augment(images, None, PARTS, replace(STILL, brightness=0.1), generator(0))
     gain = pixels.mean((1, 2, 3)) / before.mean((1, 2, 3))
     torch.testing.assert_close(pixels, before * gain.view(-1, 1, 1, 1))
     assert gain.min() >= 0.9 - 1e-4
     assert gain.max() <= 1.1 + 1e-4
     assert gain.max() - gain.min() > 0.15
 
-    pixels, _ = augment(images, None, PARTS, replace(STILL, contrast=0.2), generator(0))
+    pixels, _, _ = augment(images, None, PARTS, replace(STILL, contrast=0.2), generator(0))
     torch.testing.assert_close(pixels.mean((1, 2, 3)), before.mean((1, 2, 3)))
     spread = pixels.std((1, 2, 3)) / before.std((1, 2, 3))
     assert 0.8 - 1e-4 <= spread.min() < 0.85 < 1.15 < spread.max() <= 1.2 + 1e-4
 
-    pixels, _ = augment(images, None, PARTS, replace(STILL, grey=0.5), generator(0))
+    pixels, _, _ = augment(images, None, PARTS, replace(STILL, grey=0.5), generator(0))
     grey = (pixels == pixels[:, :1]).flatten(1).all(1)
     assert 16 <= grey.sum() <= 48
     torch.testing.assert_close(pixels.mean(1), before.mean(1))
     assert torch.equal(pixels[~grey], before[~grey])
 
     images[:] = 250
-    pixels, _ = augment(images, None, PARTS, replace(STILL, brightness=0.3), generator(0))
+    pixels, _, _ = augment(images, None, PARTS, replace(STILL, brightness=0.3), generator(0))
     assert pixels.max() == 1
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,14 +39,28 @@ class Augmentation:
         return any((self.shift, self.scale, self.rotation))
 
 
+class Augmented(NamedTuple):
+    """A batch as it is trained on.
+
+    Args:
+        images: floats in [0, 1], b 3 h w.
+        maps: part maps or labels, moved as their pictures were.
+        mirrored: which pictures were, b.
+    """
+
+    images: Tensor
+    maps: Tensor | None
+    mirrored: Tensor
+
+
 def augment(
     images: Tensor,
     maps: Tensor | None,
     names: LabelSet | Parts,
     how: Augmentation,
     rng: torch.Generator,
-) -> tuple[Tensor, Tensor | None]:
-    """Change `images` (uint8, b 3 h w) and move `maps` alike; returns floats in [0, 1].
+) -> Augmented:
+    """Change `images` (uint8, b 3 h w) and move `maps` alike.
 
     Args:
         images: the pictures.
@@ -82,7 +97,7 @@ def augment(
     if how.grey:
         colourless = (torch.rand(b, generator=rng) < how.grey).to(device).view(-1, 1, 1, 1)
         pixels = torch.where(colourless, pixels.mean(1, keepdim=True), pixels)
-    return pixels, maps
+    return Augmented(pixels, maps, mirrored)
 
 
 def _similarities(draw: Tensor, how: Augmentation) -> Tensor:
