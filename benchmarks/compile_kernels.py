@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from partlocal.kernels import DTYPES
+from partlocal.kernels import part_maps as mapping
 from partlocal.kernels import part_mask_pool as pooling
 from partlocal.kernels import structure_correlation as structure
 
@@ -196,10 +197,39 @@ def pool_cases() -> Iterator[Case]:
         yield f"{mode} b={b} k={k} c={c} {side}x{side} {layout} {dtype}".replace("torch.", ""), run
 
 
+def maps_cases() -> Iterator[Case]:
+    """Yield what runs `part_maps`: FSENet's shape in all its variants, and other label counts."""
+    variants = [
+        (11, 128, 28, activation, norm, over_parts, use_max, torch.float32)
+        for activation in ("softmax", "sigmoid", "none")
+        for norm in ("l2", "sum", "none")
+        for over_parts in (False, True)
+        for use_max in (True, False)
+        if norm == "l2" or activation == "softmax"
+    ]
+    others = [
+        *((11, 128, 28, "softmax", "l2", False, True, dtype) for dtype in DTYPES[1:]),
+        *((n, 64, 16, "softmax", "l2", False, True, torch.bfloat16) for n in (2, 19, 150, 1024)),
+        (11, 4, 9, "softmax", "l2", False, False, torch.float32),
+    ]
+    for n, old, new, activation, norm, over_parts, use_max, dtype in variants + others:
+
+        def run(
+            n=n, old=old, new=new, how=(activation, norm, over_parts), use_max=use_max, dtype=dtype
+        ):
+            logits, labels = torch.ones(2, n, old, old, dtype=dtype), list(range(min(n, 6)))
+            found = mapping.maps_and_peaks(logits, labels, [new, new], *how, use_max, dtype)
+            maps, cell, peak, at = found
+            mapping.maps_backward(maps, peak, logits, cell, at, labels, *how)
+
+        kind = f"{activation} {norm}{' parts' * over_parts} {'max' if use_max else 'area'}"
+        yield f"maps n={n} {old} to {new} {kind} {dtype}".replace("torch.", ""), run
+
+
 def main() -> None:
     """Print one line a kernel and target."""
     rows = []
-    for case, operation in chain(structure_cases(), pool_cases()):
+    for case, operation in chain(maps_cases(), structure_cases(), pool_cases()):
         for kernel, target, compiled in compile_launches(operation):
             rows.append(asdict(report(case, kernel, target, compiled)))
             if "--json" not in sys.argv:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from partlocal import pooling
 from partlocal.pooling import PartFeatures, PartMaskPool, part_mask_pool
 from partlocal.resize import resize_maps
 
@@ -23,6 +24,35 @@ def draw(*shape, dtype=torch.float64, seed=0):
 
 def draw_maps(*shape, dtype=torch.float64, seed=1):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("images_at_once", [1, 2, 5])
+def test_max_with_and_without_gradient(channels_last, images_at_once, monkeypatch):
+    """Where no gradient is wanted the maximum is found otherwise; in pieces of any size alike."""
+    features, maps = draw(5, 3, 6, 7), draw_maps(5, 2, 6, 7)
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(pooling, "CACHE_BYTES", images_at_once * features[0].nbytes)
+    found = part_mask_pool(features, maps, mode="max")
+    same = part_mask_pool(features.clone().requires_grad_(), maps, mode="max")
+    under = torch.where(maps[:, :, None] >= 0.5, features[:, None], -torch.inf).amax((3, 4))
+    expected = under / maps.sum((2, 3))[..., None]
+    assert torch.equal(found.parts, same.parts.detach())
+    assert torch.equal(found.parts, torch.where(under.isfinite(), expected, 0))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_max_sees_its_area_alone(value, wanted):
+    """What lies under no part may be anything."""
+    features, maps = draw(1, 2, 3, 3), torch.ones(1, 1, 3, 3)
+    maps[..., 2, 2] = 0
+    features[0, 0, 2, 2] = value
+    found = part_mask_pool(features.requires_grad_(wanted), maps, mode="max").parts
+    kept = features.detach().clone()
+    kept[..., 2, 2] = -torch.inf
+    torch.testing.assert_close(found.detach(), kept.amax((2, 3))[:, None] / 8)
 
 
 def test_example():

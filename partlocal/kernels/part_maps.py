@@ -24,13 +24,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from partlocal.kernels.registration import derive, device_of, power_of_two
+from partlocal.kernels.registration import LAUNCH, derive, device_of, power_of_two
 from partlocal.numerics import EPS
 from partlocal.resize import area_weights
 
 MAX_LABELS = 1024
 SMALL, SMALL_SQUARE = tl.constexpr(EPS), tl.constexpr(EPS**2)
-LAUNCH = {"enable_fp_fusion": True}  # whose default differs between versions
 
 
 @triton.jit

@@ -25,12 +25,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from partlocal.kernels.registration import device_of, power_of_two
+from partlocal.kernels.registration import LAUNCH, device_of, power_of_two
 
 # Below so many programs the cells are shared out: about two for each multiprocessor of an H100.
 # A constant, because the number of shares decides the order of the sum.
 PROGRAMS = 256
-LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}  # whose default differs between versions
 
 
 @triton.jit
@@ -231,6 +230,7 @@ def configuration(kernel: str, k: int, c: int, cells: int) -> dict[str, int]:
         "BLOCK_K": power_of_two(k, least, most_k),
         "BLOCK_C": power_of_two(c, least, most_c),
         "BLOCK_P": power_of_two(cells, 16, most_p),
+        "num_warps": 4,
         **LAUNCH,
     }
 

@@ -6,6 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+# The default of fusion differs between versions of Triton. Without a limit NVIDIA's assembler
+# settles for few registers and spills a number or two; AMD's has no such option.
+LAUNCH: dict[str, int] = {"enable_fp_fusion": True}
+if not torch.version.hip:
+    LAUNCH["maxnreg"] = 128
+
 
 def device_of(tensor: Tensor) -> AbstractContextManager:
     """Make the device of `tensor` the current one: Triton launches there, wherever tensors lie."""

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from partlocal.kernels.registration import derive, device_of, power_of_two
+from partlocal.kernels.registration import LAUNCH, derive, device_of, power_of_two
 from partlocal.numerics import NULL
 
 MAX_PARTS = 256
@@ -142,7 +142,7 @@ def configuration(k: int, c: int) -> dict[str, int]:
         "BLOCK_K": block_k,
         "BLOCK_C": block_c,
         "num_warps": 1 if block_k * block_c <= 512 else 4,
-        "enable_fp_fusion": True,  # whose default differs between versions
+        **LAUNCH,
     }
 
 

@@ -29,7 +29,8 @@ def reports():
 def test_all_is_compiled(reports):
     structure = dict.fromkeys(["forward_kernel", "backward_kernel"], 10)
     pool = {"pool_kernel": 20, "finish_kernel": 3, "spread_kernel": 20, "product_kernel": 10}
-    for kernel, least in (structure | pool).items():
+    maps = dict.fromkeys(["maps_kernel", "peaks_kernel", "maps_backward_kernel"], 20)
+    for kernel, least in (maps | structure | pool).items():
         for target in SHARED:
             cases = [r for r in reports if (r["kernel"], r["target"]) == (kernel, target)]
             assert len(cases) >= least
