@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import copymode
 from typing import Any
 
 import torch
@@ -207,8 +208,9 @@ class ParsingNet(Freezable, HubModule):
             raise ValueError(f"weights are not finite in half precision: {', '.join(bad)}")
         text = json.dumps({"arguments": self.config(), "about": dict(about or {})}, indent=2)
         with scratch_folder(path.parent, "path") as scratch:
-            save_file(tensors, Path(scratch) / path.name)
             (Path(scratch) / "config.json").write_text(text + "\n", encoding="utf-8")
+            save_file(tensors, Path(scratch) / path.name)
+            copymode(Path(scratch) / "config.json", Path(scratch) / path.name)
             os.replace(Path(scratch) / path.name, path)
             os.replace(Path(scratch) / "config.json", path.with_suffix(".json"))
 
@@ -223,7 +225,9 @@ class ParsingNet(Freezable, HubModule):
         path = Path(path)
         for file in (path, path.with_suffix(".json")):
             if not file.is_file():
-                raise FileNotFoundError(f"{file} is missing: ParsingNet.save_compact writes it")
+                raise FileNotFoundError(
+                    f"{file} is missing: ParsingNet.save_compact writes a .safetensors and a .json"
+                )
         config = path.with_suffix(".json")
         try:
             arguments = dict(json.loads(config.read_text(encoding="utf-8"))["arguments"])

@@ -99,6 +99,6 @@ def load_network(folder: Path) -> PartLocalNet | GlobalNet:
     try:
         return PartLocalNet.from_pretrained(folder)
     except ValueError as error:
-        if "holds a GlobalNet, not" in str(error):
+        if "holds GlobalNet, not" in str(error):
             return GlobalNet.from_pretrained(folder)
         raise
