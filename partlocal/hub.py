@@ -5,7 +5,6 @@ import os
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from shutil import copymode
 from typing import Any, TypeVar
 
 import torch
@@ -72,8 +71,7 @@ class HubModule(nn.Module, ModelHubMixin):
         }
         config = {"class": type(self).__name__, "arguments": self.config()}
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        save_file(tensors, save_directory / WEIGHTS)
-        copymode(save_directory / CONFIG, save_directory / WEIGHTS)  # safetensors: owner alone
+        save_tensors(tensors, save_directory / WEIGHTS)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the README.md of the folder: how the module in it is loaded."""
@@ -125,11 +123,8 @@ class HubModule(nn.Module, ModelHubMixin):
             if os.path.isdir(source):
                 path = os.path.join(source, name)
                 if not os.path.isfile(path):
-                    inside = os.path.join(source, "network")
-                    better = f", such as {inside}" if os.path.isdir(inside) else ""
                     raise FileNotFoundError(
                         f"{source} holds no {name}: pass a folder that save_pretrained wrote"
-                        + better
                     )
                 return path
             if isinstance(pretrained_model_name_or_path, Path) or os.path.exists(source):
@@ -179,9 +174,19 @@ class HubModule(nn.Module, ModelHubMixin):
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ValueError(
                 f"{path} describes no {cls.__name__} that can be built ({reason}): load what "
-                "was saved as it was saved, with a partlocal at least as new, after importing what "
-                "registers its backbone with timm"
+                "was saved as it was saved, with a partlocal at least as new"
             ) from error
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file that others may read as far as the umask lets them.
+
+    Left alone, `save_file` makes one for its owner only.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path)
+    path.chmod(mode)
 
 
 def scratch_folder(folder: Path, name: str) -> "tempfile.TemporaryDirectory[str]":

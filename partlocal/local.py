@@ -36,7 +36,7 @@ class PartDescriptor(NamedTuple):
     descriptor: Float[Tensor, "b d"]
 
 
-OPTIONS: dict[str, tuple[str | None, ...]] = {
+_CHOICES: dict[str, tuple[str | None, ...]] = {
     "activation": (*get_args(Activation), None),
     "map_norm": (*get_args(Norm), None),
     "norm_over": get_args(NormOver),
@@ -74,7 +74,7 @@ class LocalOptions:
     branch_norm: BranchNorm | None = "batch"
 
     def __post_init__(self) -> None:
-        for name, known in OPTIONS.items():
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name} must be one of {', '.join(map(repr, known))}; "

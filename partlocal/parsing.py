@@ -9,16 +9,14 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from shutil import copymode
 from typing import Any
 
 import torch
 from jaxtyping import Float, Num
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from partlocal.hourglass import Hourglass, Stem, resize_bilinear
-from partlocal.hub import HubModule, check_keys, load_weights, scratch_folder
+from partlocal.hub import HubModule, check_keys, load_weights, save_tensors, scratch_folder
 from partlocal.labels import HELEN, LabelSet
 from partlocal.pixels import Pixels
 from partlocal.resize import check_size
@@ -208,9 +206,8 @@ class ParsingNet(Freezable, HubModule):
             raise ValueError(f"weights are not finite in half precision: {', '.join(bad)}")
         text = json.dumps({"arguments": self.config(), "about": dict(about or {})}, indent=2)
         with scratch_folder(path.parent, "path") as scratch:
+            save_tensors(tensors, Path(scratch) / path.name)
             (Path(scratch) / "config.json").write_text(text + "\n", encoding="utf-8")
-            save_file(tensors, Path(scratch) / path.name)
-            copymode(Path(scratch) / "config.json", Path(scratch) / path.name)
             os.replace(Path(scratch) / path.name, path)
             os.replace(Path(scratch) / "config.json", path.with_suffix(".json"))
 

@@ -476,8 +476,11 @@ def test_saved_files_can_be_read_by_whom_the_umask_lets(tmp_path):
     mask = os.umask(0o022)
     try:
         Scale(3).save_pretrained(tmp_path)
+        parser = ParsingNet(HELEN, width=8, num_stacks=1, grid=32)
+        parser.save_compact(tmp_path / "small.safetensors")
     finally:
         os.umask(mask)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
-    assert modes == dict.fromkeys(("config.json", "model.safetensors", "README.md"), 0o644)
+    names = ("config.json", "model.safetensors", "README.md", "small.safetensors", "small.json")
+    assert modes == dict.fromkeys(names, 0o644)
     assert "Scale.from_pretrained(" in (tmp_path / "README.md").read_text()

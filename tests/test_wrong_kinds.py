@@ -8,6 +8,7 @@ import torch
 from partlocal import (
     HELEN,
     ArcFaceHead,
+    LogitsAdapter,
     PartLocalNet,
     part_maps,
     part_mask_pool,
@@ -42,7 +43,9 @@ def test_wrong_kinds_of_argument(call, message, monkeypatch):
         call()
 
 
-@pytest.mark.parametrize("name", ["activation", "map_norm", "norm_over", "downsample", "pool"])
+@pytest.mark.parametrize(
+    "name", ["activation", "map_norm", "norm_over", "downsample", "pool", "branch_norm"]
+)
 def test_unknown_local_options(name, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=f"^{name} must be one of .*; got 'avg'$"):
@@ -52,3 +55,11 @@ def test_unknown_local_options(name, monkeypatch):
 def test_parts_of_another_label_set():
     with pytest.raises(ValueError, match="parts are of Helen, which has 11 labels, and the logits"):
         part_maps(torch.zeros(1, 19, 8, 8), HELEN.select("nose"), 4)
+
+
+def test_constants_of_other_pixels():
+    """Of pixels up to 255, where the adapter has them in [0, 1]."""
+    with pytest.raises(
+        ValueError, match=r"must be of pixels in \[0, 1\]; got \(123\.0, 116\.0, 103\.0\)"
+    ):
+        LogitsAdapter(torch.nn.Identity(), HELEN, (123.0, 116.0, 103.0), (58.0, 57.0, 57.0), 64)
