@@ -8,6 +8,7 @@ from partlocal.kernels import Implementation, check_implementation, runs_kernel
 from partlocal.numerics import (
     NULL,
     accumulation_dtype,
+    check_tensor,
     refuse_non_finite,
     result_dtype,
     wide_matmul,
@@ -148,6 +149,7 @@ def _both(present: Tensor) -> Tensor:
 
 
 def _check_inputs(parts: Tensor, visibility: Tensor | None) -> None:
+    check_tensor("parts", parts)
     if not parts.is_floating_point():
         raise TypeError(f"parts must be floating point; got {parts.dtype}: pass parts.float()")
     if parts.ndim != 3 or 0 in parts.shape[1:]:

@@ -6,6 +6,7 @@ the cross entropy for every margin phi, so one operation, N, serves the whole fa
 """
 
 import math
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ from partlocal.logsumexp import (
     without_autocast,
 )
 from partlocal.margins import ArcFace, Margin, margin_config, margin_from_config
-from partlocal.numerics import accumulation_dtype, refuse_non_finite
+from partlocal.numerics import accumulation_dtype, check_tensor, refuse_non_finite
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -120,6 +121,7 @@ class ArcFaceHead(HubModule):
 
     Raises:
         ValueError: a size is below 1, `scale` is not positive, or an option is unknown.
+        TypeError: a size is no whole number, or `margin` no margin.
     """
 
     def __init__(
@@ -139,8 +141,15 @@ class ArcFaceHead(HubModule):
         check_implementation(implementation, "ArcFaceHead")
         check_scale(scale)
         for name, size in (("in_features", in_features), ("num_classes", num_classes)):
+            if not isinstance(size, Integral):
+                raise TypeError(f"{name} must be a whole number; got {size!r}")
             if size < 1:
                 raise ValueError(f"{name} must be at least 1; got {size}")
+        if not callable(margin):
+            raise TypeError(
+                f"margin must be a margin, such as ArcFace(0.5); got {margin!r}: build one of "
+                "partlocal.margins"
+            )
         self.in_features, self.num_classes, self.scale = in_features, num_classes, scale
         self.margin = margin.to(device) if isinstance(margin, nn.Module) else margin
         self.ignore_index, self.recompute = ignore_index, recompute
@@ -165,6 +174,7 @@ class ArcFaceHead(HubModule):
         reduction: Reduction = "mean",
     ) -> Float[Tensor, ""] | Float[Tensor, " b"]:
         """Return the loss; see `margin_softmax`."""
+        self._check_width(embeddings)
         return margin_softmax(
             embeddings,
             self.weight,
@@ -187,6 +197,7 @@ class ArcFaceHead(HubModule):
             ValueError: as `forward`.
             TypeError: as `forward`.
         """
+        self._check_width(embeddings)
         if labels is None:
             check_embeddings(embeddings, self.weight)
         else:
@@ -208,6 +219,14 @@ class ArcFaceHead(HubModule):
         return self.scale * cos.scatter(
             1, index, torch.where(index == targets[:, None], phi, cos_target)
         )
+
+    def _check_width(self, embeddings: Tensor) -> None:
+        check_tensor("embeddings", embeddings)
+        if embeddings.ndim == 2 and embeddings.shape[1] != self.in_features:
+            raise ValueError(
+                f"embeddings must be [b, {self.in_features}] (in_features of this head); "
+                f"got {list(embeddings.shape)}"
+            )
 
     def config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this head."""

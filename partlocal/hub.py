@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from huggingface_hub.utils import (
     EntryNotFoundError,
     GatedRepoError,
@@ -46,6 +46,8 @@ class HubModule(nn.Module, ModelHubMixin):
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write config.json and model.safetensors; nothing is half written when it fails.
 
+        A README.md that says how they are loaded is written too, where there is none.
+
         Raises:
             OSError: the folder cannot be made or written.
         """
@@ -68,8 +70,19 @@ class HubModule(nn.Module, ModelHubMixin):
             for name, t in self.state_dict().items()
         }
         config = {"class": type(self).__name__, "arguments": self.config()}
-        save_file(tensors, save_directory / WEIGHTS)
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        save_tensors(tensors, save_directory / WEIGHTS)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the README.md of the folder: how the module in it is loaded."""
+        name, module = type(self).__name__, type(self).__module__
+        source = "partlocal" if module.startswith("partlocal.") else module
+        return ModelCard(
+            f"---\nlibrary_name: partlocal\n---\n\n# {name}\n\n```python\n"
+            f"from {source} import {name}\n\n"
+            f'module = {name}.from_pretrained("this folder, or owner/name on the hub")\n```\n',
+            ignore_metadata_errors=True,
+        )
 
     @classmethod
     def from_pretrained(
@@ -145,7 +158,7 @@ class HubModule(nn.Module, ModelHubMixin):
             ) from None
         if built_as != cls.__name__:
             raise ValueError(
-                f"{source} holds a {built_as}, not a {cls.__name__}: "
+                f"{source} holds {built_as}, not {cls.__name__}: "
                 f"load it with {built_as}.from_pretrained"
             )
         module = cls._build(path, arguments)
@@ -163,6 +176,17 @@ class HubModule(nn.Module, ModelHubMixin):
                 f"{path} describes no {cls.__name__} that can be built ({reason}): load what "
                 "was saved as it was saved, with a partlocal at least as new"
             ) from error
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file that others may read as far as the umask lets them.
+
+    Left alone, `save_file` makes one for its owner only.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path)
+    path.chmod(mode)
 
 
 def scratch_folder(folder: Path, name: str) -> "tempfile.TemporaryDirectory[str]":

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Num
@@ -15,7 +15,7 @@ from partlocal.branch import BranchNorm, LocalBranch
 from partlocal.correlation import StructureCorrelation
 from partlocal.hub import HubModule, check_keys
 from partlocal.kernels import Implementation
-from partlocal.numerics import accumulation_dtype
+from partlocal.numerics import accumulation_dtype, check_tensor
 from partlocal.parsing import ParsingNet
 from partlocal.part_maps import Activation, Norm, NormOver, PartMaps
 from partlocal.pooling import Mode, PartMaskPool
@@ -36,6 +36,16 @@ class PartDescriptor(NamedTuple):
     descriptor: Float[Tensor, "b d"]
 
 
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "activation": (*get_args(Activation), None),
+    "map_norm": (*get_args(Norm), None),
+    "norm_over": get_args(NormOver),
+    "downsample": get_args(Downsample),
+    "pool": get_args(Mode),
+    "branch_norm": (*get_args(BranchNorm), None),
+}
+
+
 @dataclass(frozen=True)
 class LocalOptions:
     """How maps are made and parts are pooled; the defaults are FSENet's.
@@ -49,6 +59,9 @@ class LocalOptions:
         normalize: divide the pooled features by the part's mass.
         min_visibility: a part whose peak probability is lower counts as absent.
         branch_norm: `"batch"`, or None for the paper to the letter, as in `LocalBranch`.
+
+    Raises:
+        ValueError: an option is unknown.
     """
 
     activation: Activation | None = "softmax"
@@ -59,6 +72,14 @@ class LocalOptions:
     normalize: bool = True
     min_visibility: float = 0.0
     branch_norm: BranchNorm | None = "batch"
+
+    def __post_init__(self) -> None:
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, known))}; "
+                    f"got {getattr(self, name)!r}"
+                )
 
 
 class PartLocalNet(HubModule):
@@ -121,7 +142,14 @@ class PartLocalNet(HubModule):
                 f"parser must be a ParsingNet, a LogitsAdapter or None; got a "
                 f"{type(parser).__name__}: wrap it, LogitsAdapter(module, labels, mean, std, size)"
             )
-        if isinstance(parts, str) or not parts or len(set(parts)) < len(parts):
+        if not isinstance(options, LocalOptions):
+            raise TypeError(
+                f"options must be LocalOptions; got a {type(options).__name__}: pass "
+                "LocalOptions(pool='max'), for instance"
+            )
+        if isinstance(parts, str):
+            raise ValueError(f"parts must be a list of names; got {parts!r}: pass [{parts!r}]")
+        if not parts or len(set(parts)) < len(parts):
             raise ValueError(f"parts must be different names, at least one; got {parts!r}")
         for name, width in (("global_dim", global_dim), ("part_dim", part_dim)):
             if width is not None and width < 1:
@@ -224,6 +252,8 @@ class PartLocalNet(HubModule):
         return result.maps, result.visibility
 
     def _check_maps(self, images: Tensor, maps: Tensor) -> None:
+        check_tensor("images", images)
+        check_tensor("maps", maps)
         expected = [images.shape[0], len(self.parts)]
         if maps.ndim != 4 or list(maps.shape[:2]) != expected:
             raise ValueError(

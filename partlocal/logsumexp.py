@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from partlocal.kernels import Implementation, check_implementation
-from partlocal.numerics import NULL, accumulation_dtype
+from partlocal.numerics import NULL, accumulation_dtype, check_tensor
 
 WORKSPACE = 2**24  # bytes that one chunk of classes may take; larger ones leave a CPU's caches
 KEEP_LIMIT = 2**31  # bytes of logits that recompute=False may hold between forward and backward
@@ -262,6 +262,7 @@ def check_inputs(x: Tensor, weight: Tensor, labels: Tensor, scale: float) -> Non
     """Refuse shapes, dtypes and devices that do not belong together."""
     check_scale(scale)
     check_embeddings(x, weight)
+    check_tensor("labels", labels)
     if labels.shape != x.shape[:1]:
         raise ValueError(
             f"labels must be [b] with b = {x.shape[0]} (as embeddings); got {list(labels.shape)}"
@@ -277,6 +278,7 @@ def check_inputs(x: Tensor, weight: Tensor, labels: Tensor, scale: float) -> Non
 
 def check_embeddings(x: Tensor, weight: Tensor) -> None:
     """Refuse embeddings that are no floating-point rows of the width and device of `weight`."""
+    check_tensor("embeddings", x)
     if not x.is_floating_point():
         raise TypeError(
             f"embeddings must be floating point; got {x.dtype}: pass embeddings.float()"

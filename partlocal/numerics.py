@@ -16,6 +16,23 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Refuse an array or a list where a tensor is needed, before it fails somewhere inside.
+
+    >>> check_tensor("maps", [1.0])
+    Traceback (most recent call last):
+    TypeError: maps must be a torch.Tensor; got a list: pass torch.as_tensor(maps)
+
+    Raises:
+        TypeError: `value` is no tensor.
+    """
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        raise TypeError(
+            f"{name} must be a torch.Tensor; got a {kind}: pass torch.as_tensor({name})"
+        )
+
+
 def result_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype of a layer's result: that of its input, or autocast's where one is active.
 

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Num
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from partlocal.hourglass import Hourglass, Stem, resize_bilinear
-from partlocal.hub import HubModule, check_keys, load_weights, scratch_folder
+from partlocal.hub import HubModule, check_keys, load_weights, save_tensors, scratch_folder
 from partlocal.labels import HELEN, LabelSet
 from partlocal.pixels import Pixels
 from partlocal.resize import check_size
@@ -207,7 +206,7 @@ class ParsingNet(Freezable, HubModule):
             raise ValueError(f"weights are not finite in half precision: {', '.join(bad)}")
         text = json.dumps({"arguments": self.config(), "about": dict(about or {})}, indent=2)
         with scratch_folder(path.parent, "path") as scratch:
-            save_file(tensors, Path(scratch) / path.name)
+            save_tensors(tensors, Path(scratch) / path.name)
             (Path(scratch) / "config.json").write_text(text + "\n", encoding="utf-8")
             os.replace(Path(scratch) / path.name, path)
             os.replace(Path(scratch) / "config.json", path.with_suffix(".json"))
@@ -223,7 +222,9 @@ class ParsingNet(Freezable, HubModule):
         path = Path(path)
         for file in (path, path.with_suffix(".json")):
             if not file.is_file():
-                raise FileNotFoundError(f"{file} is missing: ParsingNet.save_compact writes it")
+                raise FileNotFoundError(
+                    f"{file} is missing: ParsingNet.save_compact writes a .safetensors and a .json"
+                )
         config = path.with_suffix(".json")
         try:
             arguments = dict(json.loads(config.read_text(encoding="utf-8"))["arguments"])

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from partlocal.kernels import Implementation, check_implementation, runs_kernel
 from partlocal.labels import Parts
-from partlocal.numerics import EPS, accumulation_dtype, refuse_non_finite, result_dtype
+from partlocal.numerics import (
+    EPS,
+    accumulation_dtype,
+    check_tensor,
+    refuse_non_finite,
+    result_dtype,
+)
 from partlocal.resize import Downsample, check_downsample, resize_maps, side_or_size
 
 Activation = Literal["softmax", "sigmoid"]
@@ -181,6 +187,7 @@ def _indices(parts: Parts | Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_inputs(logits: Tensor, parts: Parts | Sequence[int]) -> tuple[int, ...]:
+    check_tensor("logits", logits)
     if not logits.is_floating_point():
         raise TypeError(
             f"logits must be floating point; got {logits.dtype}: for label images pass one-hot "
@@ -194,6 +201,11 @@ def _check_inputs(logits: Tensor, parts: Parts | Sequence[int]) -> tuple[int, ..
     if not indices:
         raise ValueError("parts must name at least one label; got none")
     n = logits.shape[1]
+    if isinstance(parts, Parts) and len(parts.label_set) != n:
+        raise ValueError(
+            f"parts are of {parts.label_set.name}, which has {len(parts.label_set)} labels, and "
+            f"the logits hold {n}: select parts from the label set of the parser that made them"
+        )
     if wrong := [i for i in indices if not 0 <= i < n]:
         raise ValueError(
             f"parts must be label indices from 0 to {n - 1} (logits hold {n} labels); "

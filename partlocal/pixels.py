@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Num
 from torch import Tensor, nn
 
+from partlocal.numerics import check_tensor
+
 
 class Pixels(nn.Module):
     """Standardise RGB pictures, float in [0, 1] or uint8, with saved constants.
@@ -63,8 +65,13 @@ class Pixels(nn.Module):
         return (scaled - self.mean) / self.std
 
     def _check(self, images: Tensor) -> None:
+        check_tensor("images", images)
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be [b, 3, h, w]; got {list(images.shape)}")
+            raise ValueError(
+                f"images must be [b, 3, h, w]; got {list(images.shape)}: one picture is "
+                "images[None], NHWC is images.permute(0, 3, 1, 2), grey is "
+                "images.expand(-1, 3, -1, -1)"
+            )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(
                 f"images must be uint8 or floating point; got {images.dtype}: "

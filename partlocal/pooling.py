@@ -11,6 +11,7 @@ from partlocal.kernels import Implementation, check_implementation, runs_kernel
 from partlocal.numerics import (
     EPS,
     accumulation_dtype,
+    check_tensor,
     may_look,
     refuse_non_finite,
     result_dtype,
@@ -226,6 +227,7 @@ def _search(features: Tensor, area: Tensor, reduce: Callable[[Tensor], Tensor]) 
 
 
 def _as_map(features: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    check_tensor("features", features)
     if not features.is_floating_point():
         raise TypeError(
             f"features must be floating point; got {features.dtype}: pass features.float()"
@@ -267,6 +269,7 @@ def _check_inputs(features: Tensor, maps: Tensor, visibility: Tensor | None) -> 
         raise ValueError("features must hold at least one image; got an empty batch")
     if 0 in features.shape[1:]:
         raise ValueError(f"features must hold no empty axis; got {list(features.shape)}")
+    check_tensor("maps", maps)
     if not maps.is_floating_point():
         raise TypeError(f"maps must be floating point; got {maps.dtype}: pass maps.float()")
     if maps.ndim != 4 or maps.shape[0] != batch or 0 in maps.shape[2:]:

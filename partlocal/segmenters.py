@@ -57,7 +57,8 @@ class LogitsAdapter(Freezable):
 
     Raises:
         TypeError: the module returns none of these.
-        ValueError: its number of channels is not that of `labels`, or `size` is no grid.
+        ValueError: its number of channels is not that of `labels`, `size` is no grid, or the
+            constants are of pixels beyond 1.
     """
 
     def __init__(
@@ -71,6 +72,11 @@ class LogitsAdapter(Freezable):
         input: str = "pixels",
     ) -> None:
         super().__init__()
+        if max(mean) > 1 or max(std) > 1:
+            raise ValueError(
+                f"mean and std must be of pixels in [0, 1]; got {tuple(mean)} and {tuple(std)}: "
+                "divide those of pixels up to 255 by 255"
+            )
         self.module = module
         self.labels = labels
         self.size = side_or_size(size)

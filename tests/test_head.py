@@ -343,7 +343,7 @@ def test_errors(call, message):
         (
             lambda x: x[:, :5],
             ValueError,
-            r"weight must be \[v, d\] .* d = 5 .as emb.*got \[20, 6\]",
+            r"embeddings must be \[b, 6\] \(in_features of this head\); got \[8, 5\]",
         ),
         (lambda x: x[0], ValueError, r"embeddings must be \[b, d\] with b at least 1; got \[6\]"),
         (lambda x: x[None], ValueError, r"embeddings must be \[b, d\] .*; got \[1, 8, 6\]"),

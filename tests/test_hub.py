@@ -292,7 +292,7 @@ def test_errors(tmp_path):
         Scale.from_pretrained(tmp_path, width=7)
 
     with pytest.raises(
-        ValueError, match=r"holds a Scale, not a Other: load it with Scale.from_pretrained"
+        ValueError, match=r"holds Scale, not Other: load it with Scale.from_pretrained"
     ):
         Other.from_pretrained(tmp_path)
 
@@ -468,3 +468,19 @@ def test_a_subclass_must_say_how_it_was_built(tmp_path):
     assert not (tmp_path / "silent").exists()
     with pytest.raises(NotImplementedError, match=r"Silent does not define from_config\(\)"):
         Silent.from_config({})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are another thing there")
+def test_saved_files_can_be_read_by_whom_the_umask_lets(tmp_path):
+    """safetensors leaves files that their owner alone may read."""
+    mask = os.umask(0o022)
+    try:
+        Scale(3).save_pretrained(tmp_path)
+        parser = ParsingNet(HELEN, width=8, num_stacks=1, grid=32)
+        parser.save_compact(tmp_path / "small.safetensors")
+    finally:
+        os.umask(mask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    names = ("config.json", "model.safetensors", "README.md", "small.safetensors", "small.json")
+    assert modes == dict.fromkeys(names, 0o644)
+    assert "Scale.from_pretrained(" in (tmp_path / "README.md").read_text()

@@ -323,7 +323,7 @@ def test_compact_errors(tmp_path, monkeypatch):
     config = path.with_suffix(".json")
     text = config.read_text()
     config.unlink()
-    with pytest.raises(FileNotFoundError, match=r"net\.json is missing: .*save_compact writes it"):
+    with pytest.raises(FileNotFoundError, match=r"net\.json is missing: .*save_compact writes a"):
         ParsingNet.load_compact(path)
     config.write_text(text.replace('"width": 8', '"width": 16'))
     with pytest.raises(ValueError, match="does not fit this ParsingNet"):

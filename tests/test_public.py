@@ -17,7 +17,7 @@ ALLOWED = {
     "labels": set(),
     "margins": {"numerics"},
     "numerics": set(),
-    "pixels": set(),
+    "pixels": {"numerics"},
     "resize": {"numerics"},
     "hub": set(),
     "hourglass": set(),

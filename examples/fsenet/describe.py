@@ -110,11 +110,12 @@ def parse_pictures(
     net: PartLocalNet, images: Tensor, place: Workplace, *, mirror: bool = False, size: int = 100
 ) -> tuple[Tensor, Tensor]:
     """Return maps `n k h w`, and the visibility `n k` that only the probabilities before tell."""
-    with place.autocast():
-        pieces = [
-            net.parse(view(images, s, mirror, place)) for s in slices(len(images), size, "parse")
-        ]
-    maps, visibility = (torch.cat(column).float().cpu() for column in zip(*pieces, strict=True))
+    pieces = []
+    for rows in slices(len(images), size, "parse"):
+        with place.autocast():
+            found = net.parse(view(images, rows, mirror, place))
+        pieces.append([tensor.float().cpu() for tensor in found])
+    maps, visibility = (torch.cat(column) for column in zip(*pieces, strict=True))
     return maps, visibility
 
 

@@ -96,9 +96,11 @@ def load_network(folder: Path) -> PartLocalNet | GlobalNet:
     """Load a network that a run saved, whichever of the two it is."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder: pass the network/ folder that a run left")
+    if (folder / "network").is_dir():
+        raise FileNotFoundError(f"{folder} is the folder of a run: pass {folder / 'network'}")
     try:
         return PartLocalNet.from_pretrained(folder)
     except ValueError as error:
-        if "holds a GlobalNet, not" in str(error):
+        if "holds GlobalNet, not" in str(error):
             return GlobalNet.from_pretrained(folder)
         raise

@@ -229,13 +229,11 @@ def recognise(
             own = visibility = None
             if cached is not None:
                 own, visibility = cached[0][index].float(), cached[1][index]
-            pixels, moved, mirrored = augment(images, own, parts, options.augmentation, rng)
+            batch = augment(images, own, parts, options.augmentation, rng)
             if visibility is not None:
-                visibility = torch.where(
-                    mirrored[:, None], visibility[:, parts.mirrored], visibility
-                )
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-            yield pixels, moved, identities, visibility
+                visibility = batch.swap(visibility, parts)
+            pixels = batch.images.contiguous(memory_format=torch.channels_last)
+            yield pixels, batch.maps, identities, visibility
 
     return fit(stage, module, batches, Schedule(options.steps, options.rate, optimizer), place)
 

@@ -72,6 +72,17 @@ def test_the_share_of_mirrored_pictures():
     assert 70 < mirrored.sum() < 130  # 100, four standard deviations
 
 
+def test_swap():
+    """One number a part is swapped as maps are whose every cell is that number."""
+    how = Augmentation(flip=0.5, brightness=0.3, grey=0.5)
+    visibility = torch.rand(40, len(PARTS), generator=generator(0))
+    maps = visibility[:, :, None, None].expand(-1, -1, 4, 4)
+    moved = augment(batch(40, 8)[0], maps, PARTS, how, generator(7))
+    found = moved.swap(visibility, PARTS)
+    assert torch.equal(found, moved.maps[..., 0, 0])
+    assert 5 < (found != visibility).any(1).sum() < 35
+
+
 def centroid(weights):
     """Rows and columns weighted, as shares of the side."""
     n = weights.shape[-1]

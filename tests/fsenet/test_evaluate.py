@@ -221,3 +221,9 @@ def test_errors(tmp_path):
     save(path, ["a/1"], np.array([[1.0, np.nan]]))
     with pytest.raises(ValueError, match="holds embeddings that are not finite"):
         read_embeddings(path, ("a/1",))
+
+
+def test_the_folder_of_a_run_is_no_network(tmp_path):
+    (tmp_path / "network").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"is the folder of a run: pass .*network"):
+        load_network(tmp_path)

@@ -52,6 +52,10 @@ class Augmented(NamedTuple):
     maps: Tensor | None
     mirrored: Tensor
 
+    def swap(self, numbers: Tensor, parts: Parts) -> Tensor:
+        """Return `b k`, one number a part, with left and right swapped where it was mirrored."""
+        return torch.where(self.mirrored[:, None], numbers[:, parts.mirrored], numbers)
+
 
 def augment(
     images: Tensor,
