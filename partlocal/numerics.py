@@ -1,5 +1,7 @@
 """The number rules of every layer: accumulate wide, return narrow, refuse NaN where it is cheap."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -67,12 +69,12 @@ def wide_matmul(left: Tensor, right: Tensor) -> Tensor:
     return left @ right
 
 
-def may_look(tensor: Tensor) -> bool:
-    """Tell whether a decision may depend on the values of `tensor`: eagerly, on a CPU.
+def eager_on_cpu(tensor: Tensor) -> bool:
+    """Tell whether a call may look at values, and take a path made for CPUs.
 
-    Elsewhere to wait for them would stall the queue of an accelerator, or break a graph.
+    Elsewhere to wait for values would stall the queue of an accelerator, or break a graph.
 
-    >>> may_look(torch.zeros(1))
+    >>> eager_on_cpu(torch.zeros(1))
     True
     """
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -87,10 +89,11 @@ def refuse_non_finite(result: Tensor, name: str, seen: str) -> None:
     Raises:
         ValueError: `result` holds NaN or infinity.
     """
-    if not may_look(result):
+    if not eager_on_cpu(result):
         return
     # A finite sum is the cheapest proof; that of finite numbers may overflow.
-    if not torch.isfinite(result.detach().sum()) and not torch.isfinite(result.detach()).all():
+    result = result.detach()
+    if not math.isfinite(result.sum().item()) and not torch.isfinite(result).all():
         raise ValueError(
             f"{name} must be finite; got NaN or infinity in {seen}: look for a division by zero "
             f"or an overflow before this layer ({name}.isfinite() shows where)"

@@ -12,7 +12,7 @@ from partlocal.numerics import (
     EPS,
     accumulation_dtype,
     check_tensor,
-    may_look,
+    eager_on_cpu,
     refuse_non_finite,
     result_dtype,
     wide_matmul,
@@ -103,22 +103,27 @@ def part_mask_pool(
     refuse_non_finite(visibility, "visibility", "its values")
     # Not `>`, which is False for NaN: where nobody looks, NaN must show up and not be an absence.
     present = ~((mass <= EPS) | (visibility < min_visibility))
+    divisor = mass if normalize else torch.ones_like(mass)
     if mode == "sum":
-        parts = _weighted_sum(features, maps)
+        divisor = _for_present(divisor, present)
+        # Of the two that may be divided, maps or result, the smaller.
+        if features.shape[2] * features.shape[3] < features.shape[1]:
+            parts = _weighted_sum(features, maps / divisor[..., None, None])
+        else:
+            parts = _weighted_sum(features, maps) / divisor[..., None]
     else:
         area = maps >= area_threshold
         count = area.sum((2, 3))
         present = present & (count > 0)
         if mode == "mean":
-            parts = _weighted_sum(features, area.to(wide)) / count.clamp(min=1)[..., None]
+            total, divisor = _weighted_sum(features, area.to(wide)), divisor * count
         else:
-            parts = _masked_max(features, area).to(wide)
-    if not (may_look(present) and present.all()):
-        parts = torch.where(present[..., None], parts, 0)
+            # The maximum of nothing is -inf.
+            total = torch.where(present[..., None], _masked_max(features, area).to(wide), 0)
+        parts = total / _for_present(divisor, present)[..., None]
     refuse_non_finite(parts, "features", "the pooled parts")
-    if normalize:
-        # The divisor of an absent part must be harmless too, or its gradient would be 0 * inf.
-        parts = parts / torch.where(present, mass, 1)[..., None]
+    if not eager_on_cpu(present):
+        parts = torch.where(present[..., None], parts, 0)
     return PartFeatures(parts.to(result_dtype(features)), mass, visibility)
 
 
@@ -177,6 +182,11 @@ class PartMaskPool(nn.Module):
         )
 
 
+def _for_present(divisor: Tensor, present: Tensor) -> Tensor:
+    """Return what makes numbers and gradients of absent parts 0."""
+    return torch.where(present, divisor, torch.inf)
+
+
 def _weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
     """Return `sum_p weights[b, k, p] features[b, c, p]`, summed in the dtype of `weights`."""
     features = features.to(weights.dtype)
@@ -212,7 +222,7 @@ def _search(features: Tensor, area: Tensor, reduce: Callable[[Tensor], Tensor]) 
     The largest temporary is the features under one part; on a CPU, of as many images as fit into
     its caches.
     """
-    if not may_look(features) or features.isnan().any():
+    if not eager_on_cpu(features) or features.isnan().any():
         hidden = (torch.where(part[:, None], features, -torch.inf) for part in area.unbind(1))
         return torch.stack([reduce(under) for under in hidden], 1)
     # A minimum is several times as fast as `where`, but NaN passes it everywhere.
