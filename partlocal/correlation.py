@@ -138,7 +138,7 @@ def _distances(parts: Tensor) -> Tensor:
 
 
 class _Distances(torch.autograd.Function):
-    """`torch.cdist`, which makes no tensor of b k k c numbers, given the second derivative it lacks."""
+    """`torch.cdist`, whose first derivative is fast, with the second one that it lacks."""
 
     @staticmethod
     def forward(ctx: Any, parts: Tensor) -> Tensor:

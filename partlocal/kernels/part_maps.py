@@ -402,8 +402,11 @@ def _save_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _second(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, cell, peak_at = ctx.saved_tensors
-    first = derive(lambda *given: gradient(*given, cell, peak_at, *ctx.how), inputs, grad)
-    return *first, *[None] * 6
+
+    def once(grad_maps: Tensor, grad_peak: Tensor, logits: Tensor) -> Tensor:
+        return gradient(grad_maps, grad_peak, logits, cell, peak_at, *ctx.how)
+
+    return *derive(once, inputs, grad), *[None] * 6
 
 
 maps_and_peaks.register_autograd(_backward, setup_context=_save)
