@@ -9,43 +9,45 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 STOP_AT = 5  # a provider that takes so many times the fastest one's time is run no more
+LOOKS = 3  # runs after which that is decided
 LONG = 100.0  # milliseconds after which it does not matter what the caches held before
+
+Calls = Sequence[Callable[[], object]]
 
 
 def interleave(
-    functions: dict[str, Callable[[], object]],
-    device: torch.device,
-    runs: int,
-    seconds: float,
+    functions: dict[str, Calls], device: torch.device, runs: int, seconds: float
 ) -> dict[str, list[float]]:
     """Return the milliseconds of each function, run in turns so that all see the same machine.
 
     Args:
-        functions: called without arguments.
+        functions: each as calls without arguments that differ in where their inputs lie, used in
+            turn: on a GPU, enough of them that its cache holds none of the next one's.
         device: where they run.
-        runs: of each at least. One much slower than the fastest stops after five.
+        runs: of each at least. One much slower than the fastest stops after three.
         seconds: that the fast ones may fill with more runs, up to ten times `runs`.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    ready = {name: _captured(function, device) for name, function in functions.items()}
+    ready = {name: [_captured(call, device) for call in calls] for name, calls in functions.items()}
     names, order, began = list(ready), random.Random(0), time.perf_counter()
     for turn in range(10 * runs):
         if turn >= runs and time.perf_counter() - began > seconds:
             break
-        if turn == 5:
+        if turn == LOOKS:
             fastest = min(statistics.median(times[name]) for name in names)
             names = [n for n in names if statistics.median(times[n]) <= STOP_AT * fastest]
         for name in order.sample(names, len(names)):
-            if not times[name] or times[name][-1] < LONG:
-                ready[name]()  # or the caches would be as the one before left them
-            times[name].append(_one(ready[name], device))
+            call = ready[name][turn % len(ready[name])]
+            if device.type == "cpu" and (not times[name] or times[name][-1] < LONG):
+                call()  # or the caches would be as the one before left them
+            times[name].append(_one(call, device))
     return times
 
 
@@ -108,7 +110,7 @@ def ceilings(device: torch.device, quick: bool) -> dict[str, float]:
     side = 8192 if on_gpu else 1024 if quick else 2048
     source = torch.ones((2**28 if on_gpu else 2**25), device=device)
     target = torch.empty_like(source)
-    functions: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
+    functions: dict[str, Calls] = {"copy": [lambda: target.copy_(source)]}
     dtypes = (
         {"float32": torch.float32, "bfloat16": torch.bfloat16}
         if on_gpu
@@ -116,10 +118,10 @@ def ceilings(device: torch.device, quick: bool) -> dict[str, float]:
     )
     for name, dtype in dtypes.items():
         x = torch.ones(side, side, device=device, dtype=dtype)
-        functions[name] = lambda x=x: x @ x
+        functions[name] = [lambda x=x: x @ x]
     times = {}
-    for name, function in functions.items():
-        times[name] = statistics.median(interleave({name: function}, device, 7, 1.0)[name])
+    for name, calls in functions.items():
+        times[name] = statistics.median(interleave({name: calls}, device, 7, 1.0)[name])
     found = {"copy_gb_s": 2 * source.nbytes / times.pop("copy") / 1e6}
     return found | {f"{name}_tflop_s": 2 * side**3 / ms / 1e9 for name, ms in times.items()}
 

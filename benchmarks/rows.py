@@ -8,26 +8,46 @@ from peers import pooling, structure
 from peers.provider import Provider
 from torch import Tensor
 
-# name: b, c, h, w, k
+
+@dataclass(frozen=True)
+class Shape:
+    """Features `b c h w`, k parts, and the layout of the features in memory."""
+
+    b: int
+    c: int
+    h: int
+    w: int
+    k: int
+    layout: str = "NCHW"
+
+
 POOLED = {
-    "face 56x56": (64, 64, 56, 56, 6),
-    "face 28x28 (FSENet)": (64, 128, 28, 28, 6),
-    "face 28x28, large batch": (256, 128, 28, 28, 6),
-    "face 14x14": (64, 256, 14, 14, 11),
-    "face 28x28, 256 channels": (64, 256, 28, 28, 11),
-    "face 28x28, 512 channels": (64, 512, 28, 28, 11),
-    "re-ID 16x8": (64, 2048, 16, 8, 8),
-    "ViT 7x7": (64, 384, 7, 7, 6),
-    "ViT 16x16": (64, 768, 16, 16, 6),
-    "open vocabulary 64x64": (4, 256, 64, 64, 100),
+    "face 56x56": Shape(64, 64, 56, 56, 6),
+    "face 28x28 (FSENet)": Shape(64, 128, 28, 28, 6),
+    "face 28x28 (FSENet), NHWC": Shape(64, 128, 28, 28, 6, "NHWC"),
+    "face 28x28, large batch": Shape(256, 128, 28, 28, 6),
+    "face 14x14": Shape(256, 256, 14, 14, 11),
+    "face 28x28, 256 channels": Shape(64, 256, 28, 28, 11),
+    "face 28x28, 512 channels": Shape(64, 512, 28, 28, 11),
+    "re-ID 16x8": Shape(64, 2048, 16, 8, 8),
+    "ViT 7x7": Shape(64, 384, 7, 7, 6, "NHWC"),
+    "ViT 7x7, large batch": Shape(256, 384, 7, 7, 6, "NHWC"),
+    "ViT 16x16": Shape(64, 768, 16, 16, 6, "NHWC"),
+    "open vocabulary 64x64": Shape(4, 256, 64, 64, 100),
 }
+QUICK = {
+    "face 28x28 (FSENet)": Shape(16, 128, 28, 28, 6),
+    "re-ID 16x8": Shape(8, 2048, 16, 8, 8),
+    "ViT 7x7": Shape(64, 384, 7, 7, 6, "NHWC"),
+    "open vocabulary 64x64": Shape(1, 256, 64, 64, 100),
+}
+CORRELATED = {"face": (6, 128), "all labels": (11, 256), "re-ID": (8, 2048), "many": (100, 256)}
 DIRECTIONS = {
     (): "forward",
-    (True,): "forward and backward",
-    (True, False): "forward and backward",
-    (True, True): "forward and backward to maps too",
+    (True,): "and backward",
+    (True, False): "and backward",
+    (True, True): "and backward, maps too",
 }
-QUICK = ("face 28x28 (FSENet)", "re-ID 16x8", "ViT 7x7", "open vocabulary 64x64")
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,7 @@ class Row:
         inputs: as they are timed.
         providers: who does it; the first is what the others are compared with.
         differentiable: which inputs get a gradient, when the backward is timed too.
+        layout: of the features in memory.
         values: numbers that must at least be read or written; 0 where nobody counted.
         flops: that must at least be computed.
         largest: numbers of every part x channel x cell.
@@ -50,59 +71,82 @@ class Row:
     inputs: tuple[Tensor, ...]
     providers: list[Provider]
     differentiable: tuple[bool, ...] = ()
+    layout: str = "NCHW"
     values: int = 0
     flops: int = 0
     largest: int = 0
 
+    @property
+    def direction(self) -> str:
+        """Forward alone, or with which gradients."""
+        return DIRECTIONS[self.differentiable]
+
 
 def all_rows(device: torch.device, quick: bool) -> Iterator[Row]:
     """Yield the rows of the operations; their inputs live as long as they are looked at."""
-    dtypes = [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]
-    for dtype in dtypes:
-        for name in QUICK if quick else POOLED:
-            yield from pool_rows(name, dtype, device)
-        for b in [64] if quick else [64, 256]:
-            yield from structure_rows(b, dtype, device)
+    for dtype in [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]:
+        for name, shape in (QUICK if quick else POOLED).items():
+            yield from pool_rows(name, shape, dtype, device)
+        batches = [16] if quick else [64, 256]
+        for b in batches:
+            yield from maps_rows(b, dtype, device)
+        for name in ["face"] if quick else CORRELATED:
+            for b in batches:
+                yield from correlation_rows(name, b, dtype, device)
 
 
-def pool_rows(name: str, dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+def pool_rows(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
     """Yield pooling by sum and by maximum; a quarter of a picture is a part's area."""
-    b, c, h, w, k = POOLED[name]
+    b, c, h, w, k = shape.b, shape.c, shape.h, shape.w, shape.k
     features, maps = draw(dtype, device, b, c, h, w), part_like(b, k, h, w, device)
-    shape = f"{name}: b={b} c={c} k={k} {str(dtype)[6:]}"
+    if shape.layout == "NHWC":
+        features = features.contiguous(memory_format=torch.channels_last)
     for mode in ("sum", "max"):
         for wanted in ((), (True, False), (True, True)):
             yield Row(
-                f"part_mask_pool {mode}, {DIRECTIONS[wanted]}", shape, (features, maps),
-                pooling.providers(mode, maps_too=wanted == (True, True)), wanted,
+                f"part_mask_pool {mode}", f"{name}: b={b} c={c} k={k}", (features, maps),
+                pooling.providers(mode, device, maps_too=wanted == (True, True)), wanted,
+                shape.layout,
                 values=features.numel() * (1 + sum(wanted)) + maps.numel() + b * k * c,
                 flops=2 * b * k * c * h * w * (1 + sum(wanted) * (mode == "sum")),
                 largest=b * k * c * h * w,
             )  # fmt: skip
 
 
-def structure_rows(b: int, dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
-    """Yield maps, correlation and the chain of all layers at FSENet's sizes."""
+def maps_rows(b: int, dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+    """Yield maps, and the chain of all layers, at FSENet's sizes."""
     n, k, c, side = 11, len(structure.PARTS), 128, 28
-    logits = 3 * draw(dtype, device, b, n, 128, 128)
-    features, parts = draw(dtype, device, b, c, side, side), draw(dtype, device, b, k, c)
+    logits, features = (
+        3 * draw(dtype, device, b, n, 128, 128),
+        draw(dtype, device, b, c, side, side),
+    )
     maps, described = b * k * side**2, b * k * (c + 2 * (k - 1))
-    kind = str(dtype)[6:]
     for wanted in (False, True):
-        times, direction = 1 + wanted, DIRECTIONS[(True,) if wanted else ()]
+        times = 1 + wanted
         yield Row(
-            f"part_maps, {direction}", f"b={b} n={n} 128x128 to 28x28 k={k} {kind}", (logits,),
-            structure.MAPS, (True,) * wanted, logits.numel() * times + maps,
+            "part_maps", f"b={b} n={n} 128x128 to 28x28 k={k}", (logits,),
+            structure.maps_providers(device), (True,) * wanted,
+            values=logits.numel() * times + maps,
         )  # fmt: skip
         yield Row(
-            f"structure_correlation, {direction}", f"b={b} k={k} c={c} {kind}", (parts,),
-            structure.STRUCTURE, (True,) * wanted, times * (parts.numel() + described),
+            "logits to descriptor", f"b={b} c={c} 28x28 k={k}", (features, logits),
+            structure.chain_providers(device), (True, False) if wanted else (),
+            values=features.numel() * times + logits.numel() + described,
+            flops=2 * b * k * c * side**2 * times, largest=b * k * c * side**2,
         )  # fmt: skip
+
+
+def correlation_rows(name: str, b: int, dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+    """Yield the correlation of k parts of c numbers."""
+    k, c = CORRELATED[name]
+    b = b // 8 if k > 50 else b
+    parts = draw(dtype, device, b, k, c)
+    for wanted in ((), (True,)):
         yield Row(
-            f"logits to descriptor, {direction}", f"b={b} c={c} 28x28 k={k} {kind}",
-            (features, logits), structure.CHAIN, (True, False) if wanted else (),
-            features.numel() * times + logits.numel() + described,
-            2 * b * k * c * side**2 * times, largest=b * k * c * side**2,
+            "structure_correlation", f"{name}: b={b} k={k} c={c}", (parts,),
+            structure.correlation_providers(device), wanted,
+            values=(1 + len(wanted)) * b * k * (2 * c + 2 * (k - 1)),
+            flops=5 * b * k * k * c // 2 * (1 + 2 * len(wanted)), largest=b * k * k * c,
         )  # fmt: skip
 
 

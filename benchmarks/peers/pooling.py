@@ -11,7 +11,9 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from partlocal import part_mask_pool
-from peers.provider import Provider
+from partlocal.kernels import Implementation
+from partlocal.pooling import Mode
+from peers.provider import Provider, own_providers
 
 
 def broadcast_sum(features: Tensor, maps: Tensor) -> Tensor:
@@ -126,32 +128,35 @@ def bpbreid_max_oracle(features: Tensor, maps: Tensor) -> Tensor:
     )
 
 
-def ours(mode: str) -> Callable[[Tensor, Tensor], Tensor]:
+def ours(mode: Mode, implementation: Implementation = "auto") -> Callable[..., Tensor]:
     """`part_mask_pool`, which returns mass and visibility too."""
-    return lambda features, maps: part_mask_pool(features, maps, mode).parts
+    return lambda features, maps: (
+        part_mask_pool(features, maps, mode, implementation=implementation).parts
+    )
 
 
-def providers(mode: str, maps_too: bool = False) -> list[Provider]:
+def providers(mode: Mode, device: torch.device, maps_too: bool = False) -> list[Provider]:
     """Return who pools by `mode`, ourselves first; of some the maps get no gradient."""
+    own = own_providers(lambda implementation: ours(mode, implementation), device)
     if mode == "max":
-        found = [
-            Provider("partlocal", ours("max")),
+        return [
+            *own,
             Provider("loop over parts", loop_max),
+            Provider("loop over parts, compiled", loop_max, compiled=True),
             Provider("broadcast", broadcast_max, temporaries=1),
             Provider("broadcast, compiled", broadcast_max, compiled=True),
             Provider("bpbreid (other result)", bpbreid_max, bpbreid_max_oracle, temporaries=1),
         ]
-    else:
-        found = [
-            Provider("partlocal", ours("sum")),
-            Provider("broadcast (bpbreid)", broadcast_sum, temporaries=1),
-            Provider("broadcast, compiled", broadcast_sum, compiled=True),
-            Provider("einsum", einsum_sum),
-            Provider("bmm", bmm_sum),
-            Provider("bmm, compiled", bmm_sum, compiled=True),
-            Provider("PVEN (other result)", pven, pven_oracle, temporaries=1),
-            Provider("OCRNet (other result)", ocrnet, ocrnet_oracle),
-            Provider("FC-CLIP (other result)", fc_clip, fc_clip_oracle),
-            Provider("roi_align (other result)", roi, roi_oracle, prepare=with_boxes),
-        ]
-    return [p for p in found if not (maps_too and p.run in (fc_clip, roi))]
+    found = [
+        Provider("bmm", bmm_sum),
+        Provider("bmm, compiled", bmm_sum, compiled=True),
+        Provider("einsum", einsum_sum),
+        Provider("einsum, compiled", einsum_sum, compiled=True),
+        Provider("broadcast (bpbreid)", broadcast_sum, temporaries=1),
+        Provider("broadcast (bpbreid), compiled", broadcast_sum, compiled=True),
+        Provider("PVEN (other result)", pven, pven_oracle, temporaries=1),
+        Provider("OCRNet (other result)", ocrnet, ocrnet_oracle),
+        Provider("FC-CLIP (other result)", fc_clip, fc_clip_oracle),
+        Provider("roi_align (other result)", roi, roi_oracle, prepare=with_boxes),
+    ]
+    return own + [p for p in found if not (maps_too and p.run in (fc_clip, roi))]

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from partlocal.kernels import Implementation
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,19 @@ class Provider:
     temporaries: int = 0
     compiled: bool = False
     prepare: Callable[..., tuple[Tensor, ...]] | None = None
+
+
+OURS = "partlocal"
+
+
+def own_providers(
+    ours: Callable[[Implementation], Callable[..., Tensor]], device: torch.device
+) -> list[Provider]:
+    """Return this library's ways: what `"auto"` takes, compiled too, and on a GPU its kernel."""
+    found = [
+        Provider(OURS, ours("auto")),
+        Provider(f"{OURS}, compiled", ours("auto"), compiled=True),
+    ]
+    if device.type == "cuda":
+        found.append(Provider(f"{OURS}, kernel", ours("triton")))
+    return found

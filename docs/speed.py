@@ -1,0 +1,179 @@
+"""Write what `benchmarks/speed.py` found into docs/speed.md, and draw its figures.
+
+    python docs/speed.py
+
+Reads benchmarks/results/*/speed.json, one folder a machine, and nothing else.
+"""
+
+import json
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks/results"
+OURS, LOSS = "partlocal", 0.95
+Results = list[dict[str, Any]]  # of one row: ourselves first
+
+
+def rows_of(report: dict[str, Any]) -> Iterator[Results]:
+    """Yield what was timed, row by row, as far as it was timed."""
+    rows: dict[tuple[str, ...], Results] = {}
+    for result in report["rows"]:
+        key = tuple(result[x] for x in ("operation", "direction", "shape", "layout", "dtype"))
+        rows.setdefault(key, []).append(result)
+    for results in rows.values():
+        timed = [r for r in results if "p50" in r]
+        if timed and timed[0] is results[0]:
+            yield timed
+
+
+def others(results: Results) -> Results:
+    """Return those who come to the same result without this library, the fastest first."""
+    found = [r for r in results if OURS not in r["provider"] and "other" not in r["provider"]]
+    return sorted(found, key=lambda r: r["p50"])
+
+
+def title(result: dict[str, Any]) -> str:
+    """Return the shape and the direction of a row."""
+    layout = " (NHWC)" if result["layout"] == "NHWC" and "NHWC" not in result["shape"] else ""
+    return f"{result['shape']}{layout}, {result['dtype']}, forward {result['direction']}".replace(
+        "forward forward", "forward"
+    )
+
+
+def number(value: float | None) -> str:
+    """Return three digits."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def table(rows: list[Results]) -> list[str]:
+    """Return the rows of one operation."""
+    lines = [
+        "| shape and direction | ms | of the floor | best other | its time / ours | "
+        "broadcast / ours | MB | best other, MB | broadcast, MB |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for results in rows:
+        own, rest = results[0], others(results)
+        best = rest[0]
+        broadcast = next((r for r in rest if r["provider"].startswith("broadcast")), {})
+        cells = [title(own), number(own["p50"]), number(own.get("of_floor")), best["provider"]]
+        cells += [number(best["ratio"]), number(broadcast.get("ratio"))]
+        cells += [number(r.get("peak_mb")) for r in (own, best, broadcast)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def other_projects(rows: list[Results]) -> list[str]:
+    """Return what other ways of pooling cost, whose results differ from ours."""
+    lines = ["| shape and direction | way | its time / ours |", "|---|---|---:|"]
+    for results in rows:
+        for result in results:
+            if "other result" in result["provider"]:
+                name = result["provider"].removesuffix(" (other result)")
+                cells = f"{result['operation']}, {title(result)} | {name}"
+                lines.append(f"| {cells} | {number(result['ratio'])} |")
+    return lines
+
+
+def networks(rows: list[Results]) -> list[str]:
+    """Return what parts cost a whole network."""
+    lines = ["| what | shape | way | ms | against global only |", "|---|---|---|---:|---:|"]
+    for results in rows:
+        for r in results:
+            ratio = number(r["ratio"]) if len(results) > 1 else ""
+            cells = [r["operation"], r["shape"], r["provider"], number(r["p50"]), ratio]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def losses(rows: list[Results]) -> list[str]:
+    """Return the rows in which another is faster by more than a tie."""
+    found = [(r[0], others(r)[0]) for r in rows if others(r)[0]["ratio"] < LOSS]
+    if not found:
+        return ["No row is lost."]
+    return [
+        f"- {own['operation']}, {title(own)}: {best['provider']} takes {number(best['ratio'])} of "
+        f'our time; `"auto"` takes {own["auto"] or "each layer by its own rule"}.'
+        for own, best in found
+    ]
+
+
+def section(folder: Path) -> list[str]:
+    """Return all that one machine found, and draw its figure."""
+    report = json.loads((folder / "speed.json").read_text())
+    rows = list(rows_of(report))
+    operations = [r for r in rows if r[0]["provider"] == OURS]
+    whole = [r for r in rows if r[0]["provider"] != OURS]
+    draw(operations, DOCS / f"speed-{folder.name}.png")
+    top, won = report["ceilings"], report["summary"]
+    rates = ", ".join(
+        f"{number(1000 * rate)} GFLOP/s in {name.removesuffix('_tflop_s')}"
+        for name, rate in top.items()
+        if name.endswith("_tflop_s")
+    )
+    versions = f"torch {report['torch']}, Python {report['python']}"
+    lines = [
+        f"### {report['device']}, {report['threads']} threads",
+        "",
+        f"Commit {report['commit']}, {report['date']}; {versions}; {report['seconds']} s in all. A "
+        f"copy moves {number(top['copy_gb_s'])} GB/s, matrix products reach {rates}. Of "
+        f"{sum(won.values())} rows {won['wins']} are won by more than 5 %, {won['ties']} are ties "
+        f"and {won['losses']} are lost.",
+        "",
+        f"![Time of the best other way and of the broadcast product]({f'speed-{folder.name}.png'})",
+        "",
+    ]
+    for operation in dict.fromkeys(r[0]["operation"] for r in operations):
+        of_it = [r for r in operations if r[0]["operation"] == operation and others(r)]
+        lines += [f"#### {operation}", "", *table(of_it), ""]
+    lines += ["#### Where another way is faster", "", *losses(operations), ""]
+    if whole:
+        lines += ["#### Whole networks", "", *networks(whole), ""]
+    lines += ["#### Other projects' pooling, of another result", "", *other_projects(operations)]
+    return lines
+
+
+def draw(rows: list[Results], path: Path) -> None:
+    """Draw for each row how long the others take, where we take 1."""
+    figure, axis = plt.subplots(figsize=(9, 1 + 0.2 * len(rows)))
+    names = [f"{r[0]['operation']}, {title(r[0])}" for r in rows]
+    best = [others(r)[0]["ratio"] for r in rows]
+    slow = [
+        next((o["ratio"] for o in others(r) if o["provider"].startswith("broadcast")), None)
+        for r in rows
+    ]
+    places = range(len(rows))
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.scatter(best, places, color="tab:blue", label="best other way", zorder=3)
+    known = [(x, y) for x, y in zip(slow, places, strict=True) if x is not None]
+    if known:
+        axis.scatter(*zip(*known, strict=True), color="tab:orange", marker="|", label="broadcast")
+    axis.set_xscale("log")
+    axis.set_xlabel("its time / ours (right of the line: we are faster)")
+    axis.set_yticks(places, names, fontsize=6)
+    axis.invert_yaxis()
+    axis.margins(y=0.01)
+    axis.grid(axis="x", linewidth=0.3)
+    axis.legend(loc="lower right", fontsize=7)
+    figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    """Fill the block of the page."""
+    lines = [x for folder in sorted(RESULTS.iterdir()) for x in ["", *section(folder)]][1:]
+    runpy.run_path(str(DOCS / "results.py"))["fill"](DOCS / "speed.md", "speed", lines)
+
+
+if __name__ == "__main__":
+    main()
