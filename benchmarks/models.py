@@ -21,7 +21,8 @@ def model_rows(device: torch.device, quick: bool) -> Iterator[Row]:
     with `quick`.
     """
     on_gpu = device.type == "cuda"
-    name, batch = ("iresnet18" if quick and not on_gpu else "iresnet50"), 256 if on_gpu else 8
+    small = quick and not on_gpu
+    name, batch = "iresnet18" if small else "iresnet50", 256 if on_gpu else 2 if small else 8
     layout = torch.channels_last
     images = torch.randint(0, 256, (batch, 3, 112, 112), dtype=torch.uint8, device=device)
     parser = ParsingNet.pretrained().freeze()
