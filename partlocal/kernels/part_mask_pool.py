@@ -211,28 +211,26 @@ def product_kernel(
     tl.store(out + at, total, mask=(ks < k)[:, None] & (ps < cells)[None, :])
 
 
-def configuration(kernel: str, k: int, c: int, cells: int) -> dict[str, int]:
-    """Return the blocks and warps of a kernel for k parts of c channels over a number of cells.
+def configuration(kernel: str, k: int = 1) -> dict[str, int]:
+    """Return the blocks and warps of a kernel for k parts.
 
     Args:
-        kernel: `"sum"` (the mean too), `"max"`, `"spread"` or `"product"`.
+        kernel: `"sum"` (the mean too), `"max"`, `"finish"`, `"spread"` or `"product"`.
     """
     # Chosen so that no register spills (the products of 16-bit inputs take most of them), and not
-    # by time: tests/kernels/test_compilation.py holds them to it.
-    most_k, most_c, most_p = {
-        "sum": (32, 32, 32 if k <= 16 else 16),
-        "max": (8, 16, 32),  # a tile of parts x channels x cells
-        "spread": (16, 64, 64),
-        "product": (32, 16, 64),
+    # by time: tests/kernels/test_compilation.py holds them to it. Channels and cells do not choose:
+    # fewer than a block are too few to matter, and each set is compiled for every GPU.
+    if kernel == "finish":
+        return {"BLOCK_C": 128, "num_warps": 4, **LAUNCH}
+    most_k, block_c, block_p, warps = {
+        "sum": (32, 32, 32 if k <= 16 else 16, 4),
+        "max": (8, 16, 32, 4),  # a tile of parts x channels x cells
+        "spread": (16, 64, 64, 8),
+        "product": (32, 16, 64, 4),
     }[kernel]
     least = 1 if kernel == "max" else 16  # what a matrix product takes
-    return {
-        "BLOCK_K": power_of_two(k, least, most_k),
-        "BLOCK_C": power_of_two(c, least, most_c),
-        "BLOCK_P": power_of_two(cells, 16, most_p),
-        "num_warps": 4,
-        **LAUNCH,
-    }
+    blocks = {"BLOCK_K": power_of_two(k, least, most_k), "BLOCK_C": block_c, "BLOCK_P": block_p}
+    return {**blocks, "num_warps": warps, **LAUNCH}
 
 
 class _Grid(NamedTuple):
@@ -257,7 +255,7 @@ def _pool(
     """Launch the pooling; without `seen` return plain totals and a scale that means nothing."""
     b, c, h, w = features.shape
     k = maps.shape[1]
-    blocks = configuration("max" if mode == "max" else "sum", k, c, h * w)
+    blocks = configuration("max" if mode == "max" else "sum", k)
     tiles = triton.cdiv(c, blocks["BLOCK_C"]), triton.cdiv(k, blocks["BLOCK_K"])
     steps = triton.cdiv(h * w, blocks["BLOCK_P"])
     span = triton.cdiv(steps, min(steps, triton.cdiv(PROGRAMS, b * tiles[0] * tiles[1])))
@@ -284,10 +282,10 @@ def _pool(
             FLAT_F=feature_grid.flat, FLAT_M=map_grid.flat, **blocks,
         )  # fmt: skip
         if splits > 1 and seen is not None:
-            block = power_of_two(c, 1, 256)
-            finish_kernel[(b * k, triton.cdiv(c, block))](
+            blocks = configuration("finish")
+            finish_kernel[(b * k, triton.cdiv(c, blocks["BLOCK_C"]))](
                 *outputs, seen, parts, cell, mass, scale, k, c, splits, min_visibility,
-                MODE=mode, NORMALIZE=normalize, BLOCK_C=block, **LAUNCH,
+                MODE=mode, NORMALIZE=normalize, **blocks,
             )  # fmt: skip
     if seen is None and splits > 1:
         parts = outputs[0].sum(1)
@@ -342,7 +340,7 @@ def part_products(sums: Tensor, features: Tensor) -> Tensor:
     """Return sum_c S[k,c] F[c,p] as [b, k, h, w] in float32."""
     (b, c, h, w), k = features.shape, sums.shape[1]
     out = features.new_empty((b, k, h, w), dtype=torch.float32)
-    blocks = configuration("product", k, c, h * w)
+    blocks = configuration("product", k)
     steps = triton.cdiv(h * w, blocks["BLOCK_P"])
     grid = _grid_of(features)
     with device_of(features):
@@ -401,7 +399,7 @@ def _like_features(
 
 def _spread(sums: Tensor, weights: Tensor, cell: Tensor, out: Tensor, grid: _Grid | None) -> None:
     (b, c, h, w), k = out.shape, sums.shape[1]
-    blocks = configuration("spread", k, c, h * w)
+    blocks = configuration("spread", k)
     steps = triton.cdiv(h * w, blocks["BLOCK_P"])
     strides = (0, 0, 0, 0) if grid is None else grid.strides
     with device_of(sums):
