@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/kernels"))
-from cases import covering, lay_out, name
+from cases import covering, lay_out
 
 from partlocal.kernels import DTYPES
 from partlocal.kernels import part_maps as mapping
@@ -23,7 +23,8 @@ from partlocal.kernels import part_mask_pool as pooling
 from partlocal.kernels import structure_correlation as structure
 
 Case = tuple[str, Callable[[], object]]
-LAYOUTS = ["contiguous", "channels last", "sliced"]  # sliced: nothing is aligned, no size is even
+REGULAR, IRREGULAR = ["contiguous", "channels last"], ["sliced", "offset"]
+LAYOUTS = [*REGULAR, "sliced"]  # sliced: nothing is aligned, and no size
 POWERS = [2**i for i in range(11)]
 
 
@@ -36,13 +37,13 @@ def all_cases() -> Iterator[Case]:
 
 
 def shapes_of(configure: Callable[..., dict], *sizes: Iterable[int]) -> list[tuple[int, ...]]:
-    """Return the smallest sizes that lead to each set of blocks.
+    """Return sizes that lead to each set of blocks: the largest, as a size of 1 is a special one.
 
     >>> shapes_of(lambda k: {"BLOCK_K": max(k, 4)}, [1, 2, 4, 8])
-    [(1,), (8,)]
+    [(8,), (4,)]
     """
     found: dict[tuple, tuple[int, ...]] = {}
-    for shape in sorted(product(*sizes), key=prod):
+    for shape in sorted(product(*sizes), key=prod, reverse=True):
         found.setdefault(tuple(configure(*shape).items()), shape)
     return list(found.values())
 
@@ -58,7 +59,8 @@ def odd(configure: Callable[..., dict], *sizes: int) -> tuple[int, ...]:
 def _cases(operation: str, run: Callable[..., object], **axes: Any) -> Iterator[Case]:
     allowed = axes.pop("allowed", lambda case: True)
     for case in covering(axes, allowed):
-        yield f"{operation} {name(case)}", partial(run, **case)
+        axis = (f"{key}={str(value).removeprefix('torch.')}" for key, value in case.items())
+        yield " ".join([operation, *axis]), partial(run, **case)
 
 
 def maps_cases() -> Iterator[Case]:
@@ -81,7 +83,7 @@ def maps_cases() -> Iterator[Case]:
         yield from _cases(
             f"maps {kernel}",
             partial(run, kernel),
-            shape=shapes_of(partial(mapping.configuration, kernel), POWERS, cells),
+            shape=shapes_of(partial(mapping.configuration, kernel), POWERS[1:], cells),
             layout=LAYOUTS,
             dtype=DTYPES,
             activation=["softmax", "sigmoid", "none"],
@@ -111,10 +113,13 @@ def structure_cases() -> Iterator[Case]:
     )
 
 
-def _features(k: int, layout: str, maps_layout: str, dtype: torch.dtype, b: int = 2) -> list:
+def _features(
+    kernel: str, k: int, layout: str, maps_layout: str, dtype: torch.dtype, b: int = 2
+) -> list[torch.Tensor]:
     """Return features of FSENet's grid, or of an odd one, and maps."""
-    regular = layout in LAYOUTS[:2]
-    k, c, side = (k, 128, 28) if regular else (k - (k > 1), 130, 7)
+    c, side = 128, 28
+    if layout not in REGULAR:
+        (k,), c, side = odd(partial(pooling.configuration, kernel), k), 131, 7
     features = lay_out(torch.ones(1, c, side, side, dtype=dtype), layout)
     maps = lay_out(torch.ones(1, k, side, side), maps_layout)
     return [x.expand(b, -1, -1, -1) for x in (features, maps)]
@@ -125,20 +130,28 @@ def pool_cases() -> Iterator[Case]:
 
     def run(mode, shape, layout, maps_layout, dtype, normalize, programs):
         b = 1 if programs == "shares" else 256
-        features, maps = _features(*shape, layout, maps_layout, dtype, b)
+        kernel = "max" if mode == "max" else "sum"
+        features, maps = _features(kernel, *shape, layout, maps_layout, dtype, b)
         if programs == "plain":
             pooling.part_sums(features, maps)
         else:
             seen = torch.ones(maps.shape[:2])
             pooling.pool(features, maps, seen, mode, normalize, 0.0, 0.5)
 
-    for modes in ["sum", "mean"], ["max"]:
+    shares = {"layout": "contiguous", "maps_layout": "contiguous", "programs": "shares"}
+    yield from _cases(
+        "shares",
+        partial(run, shape=(6,), dtype=torch.float32, **shares),
+        mode=["sum", "mean", "max"],
+        normalize=[False, True],
+    )
+    for modes, layouts in product((["sum", "mean"], ["max"]), (REGULAR, IRREGULAR)):
         yield from _cases(
             "pool",
             run,
             mode=modes,
-            shape=shapes_of(partial(pooling.configuration, modes[0]), POWERS[:9]),
-            layout=[*LAYOUTS, "offset"],
+            shape=shapes_of(partial(pooling.configuration, modes[0]), POWERS[:6]),
+            layout=layouts,
             maps_layout=["contiguous", "sliced"],
             dtype=DTYPES,
             normalize=[False, True],
@@ -152,32 +165,36 @@ def pool_cases() -> Iterator[Case]:
 def gradient_cases() -> Iterator[Case]:
     """Yield what runs the two products that are the gradients of `part_mask_pool`."""
 
-    def spread(shape, maps_layout, dtype, last, found):
-        regular = maps_layout == "contiguous"
-        _, maps = _features(*shape, "contiguous" if regular else "sliced", maps_layout, dtype)
-        sums = torch.ones(2, maps.shape[1], 128 if regular else 130)
-        if found == "cells":
-            pooling.spread_maxima(sums, sums.int(), maps.shape[2:], dtype, last)
-        else:
-            pooling.spread_parts(sums, maps, dtype, last)
+    def spread(shape, layout, dtype, last):
+        _, maps = _features("spread", *shape, layout, layout, dtype)
+        pooling.spread_parts(torch.ones(2, maps.shape[1], channels(layout)), maps, dtype, last)
+
+    def spread_cells(shape, layout, dtype, last):
+        _, maps = _features("spread", *shape, layout, layout, dtype)
+        sums = torch.ones(2, maps.shape[1], channels(layout))
+        pooling.spread_maxima(sums, sums.int(), maps.shape[2:], dtype, last)
 
     def multiply(shape, layout, dtype):
-        features, maps = _features(*shape, layout, "contiguous", dtype)
+        features, maps = _features("product", *shape, layout, "contiguous", dtype)
         pooling.part_products(torch.ones(2, maps.shape[1], features.shape[1]), features)
 
-    parts = {
-        kernel: shapes_of(partial(pooling.configuration, kernel), POWERS[:9])
-        for kernel in ("spread", "product")
-    }
-    yield from _cases(
-        "spread",
-        spread,
-        shape=parts["spread"],
-        maps_layout=["contiguous", "sliced"],
-        dtype=DTYPES,
-        last=[False, True],
-        found=["maps", "cells"],
-    )
-    yield from _cases(
-        "product", multiply, shape=parts["product"], layout=[*LAYOUTS, "offset"], dtype=DTYPES
-    )
+    def channels(layout):
+        return 128 if layout in REGULAR else 131
+
+    for run, layouts in product((spread, spread_cells), (REGULAR, IRREGULAR)):
+        yield from _cases(
+            run.__name__.replace("_", " "),
+            run,
+            shape=shapes_of(partial(pooling.configuration, "spread"), POWERS[:6]),
+            layout=layouts,
+            dtype=DTYPES,
+            last=[False, True],
+        )
+    for layouts in REGULAR, IRREGULAR:
+        yield from _cases(
+            "product",
+            multiply,
+            shape=shapes_of(partial(pooling.configuration, "product"), POWERS[:6]),
+            layout=layouts,
+            dtype=DTYPES,
+        )

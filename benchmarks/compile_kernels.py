@@ -52,7 +52,7 @@ class Launch(NamedTuple):
 
     source: ASTSource
     options: dict[str, Any]
-    blocks: str
+    blocks: dict[str, int]  # and numbers of warps and stages
     flags: dict[str, str]  # the other constants, and the types of what pointers point at
 
     @property
@@ -69,7 +69,7 @@ class Report:
     case: str
     kernel: str
     target: str
-    blocks: str
+    blocks: dict[str, int]
     flags: dict[str, str]
     registers: int  # a thread
     spills: int  # bytes of stack or scratch a thread
@@ -89,12 +89,12 @@ def launches_of(operation: Callable[[], object]) -> list[Launch]:
         arguments = dict(zip(names, args, strict=False)) | kwargs
         constants = {p.name: arguments[p.name] for p in self.params if p.is_constexpr}
         blocks = {key: value for key, value in constants.items() if key.startswith("BLOCK")}
-        blocks |= {"num_warps": options["num_warps"]}
+        blocks |= {key: options[key] for key in ("num_warps", "num_stages") if key in options}
         flags = {key: str(value) for key, value in constants.items() if key not in blocks}
         for key, value in arguments.items():
             if isinstance(value, torch.Tensor):
                 flags[key] = POINTER[value.dtype].removeprefix("*")
-        launches.append(Launch(specialise(self, arguments), options, pairs_of(blocks), flags))
+        launches.append(Launch(specialise(self, arguments), options, blocks, flags))
 
     with patch.object(JITFunction, "run", record):
         operation()
@@ -169,7 +169,7 @@ def loads_of(text: str, kernel: JITFunction) -> dict[str, int]:
     path = kernel.fn.__code__.co_filename
     file = re.search(rf'\.file\s+(\d+).*"(?:.*/)?{re.escape(Path(path).name)}"', text)[1]
     found: dict[str, int] = {}
-    place, opened = "", False
+    place, opened, fresh = "", False, False
     for line in text.splitlines():
         # In NVIDIA's, a load is written within inline assembler, whose lines count on from its own.
         if line.strip().endswith("inline asm"):
@@ -244,7 +244,7 @@ def summary(rows: list[Report]) -> Iterator[tuple[object, ...]]:
         yield (
             *key,
             len(group),
-            len({row.blocks for row in group}),
+            len({pairs_of(row.blocks) for row in group}),
             min(registers),
             max(registers),
             max(row.spills for row in group),
