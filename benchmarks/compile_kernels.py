@@ -1,23 +1,26 @@
 """Compile every kernel for GPUs that need not be there, and print what it takes of them.
 
-    python benchmarks/compile_kernels.py           # a table, tab-separated
-    python benchmarks/compile_kernels.py --json    # the same, for tests
+    python benchmarks/compile_kernels.py              # a table, tab-separated, and its summary
+    python benchmarks/compile_kernels.py --summary    # the summary alone
+    python benchmarks/compile_kernels.py --json       # the table, for tests
 
 The operations run as they are, on small tensors on the CPU; in place of a launch, the kernel is
-compiled with the very arguments of the launch for each target. Nothing is timed: not measured on
-a GPU.
+compiled with the very arguments of the launch for each target, in as many processes as there are
+cores. What launches agree in is compiled once. Nothing is timed: not measured on a GPU.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -26,10 +29,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from partlocal.kernels import DTYPES
-from partlocal.kernels import part_maps as mapping
-from partlocal.kernels import part_mask_pool as pooling
-from partlocal.kernels import structure_correlation as structure
+sys.path.insert(0, str(Path(__file__).parent))
+from compile_cases import all_cases
 
 TARGETS = [
     GPUTarget("cuda", 80, 32),
@@ -45,7 +46,20 @@ POINTER = {
 }
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
-Case = tuple[str, Callable[[], object]]
+
+class Launch(NamedTuple):
+    """A kernel with its arguments specialised as for a launch."""
+
+    source: ASTSource
+    options: dict[str, Any]
+    blocks: dict[str, int]  # and numbers of warps and stages
+    flags: dict[str, str]  # the other constants, and the types of what pointers point at
+
+    @property
+    def key(self) -> str:
+        """What decides the compiled kernel: launches that share it are the same."""
+        source = self.source
+        return repr((source.fn.__name__, source.signature, source.constants, source.attrs, self[1]))
 
 
 @dataclass(frozen=True)
@@ -55,11 +69,45 @@ class Report:
     case: str
     kernel: str
     target: str
+    blocks: dict[str, int]
+    flags: dict[str, str]
     registers: int  # a thread
     spills: int  # bytes of stack or scratch a thread
     shared: int  # bytes a program
     doubles: int  # instructions in float64
     load_bits: int  # of the widest load from global memory
+    loads: dict[str, int]  # the same by the name that the kernel gives to what it loads
+
+
+def launches_of(operation: Callable[[], object]) -> list[Launch]:
+    """Run `operation`, and return its launches, of which none takes place."""
+    launches = []
+
+    def record(self, *args, grid, warmup, **kwargs):
+        names = [parameter.name for parameter in self.params]
+        options = {key: kwargs.pop(key) for key in list(kwargs) if key not in names}
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        constants = {p.name: arguments[p.name] for p in self.params if p.is_constexpr}
+        blocks = {key: value for key, value in constants.items() if key.startswith("BLOCK")}
+        blocks |= {key: options[key] for key in ("num_warps", "num_stages") if key in options}
+        flags = {key: str(value) for key, value in constants.items() if key not in blocks}
+        for key, value in arguments.items():
+            if isinstance(value, torch.Tensor):
+                flags[key] = POINTER[value.dtype].removeprefix("*")
+        launches.append(Launch(specialise(self, arguments), options, blocks, flags))
+
+    with patch.object(JITFunction, "run", record):
+        operation()
+    return launches
+
+
+def pairs_of(mapping: dict[str, Any]) -> str:
+    """Return a dictionary as one field of a table.
+
+    >>> pairs_of({"BLOCK_K": 8, "num_warps": 4})
+    'BLOCK_K=8 num_warps=4'
+    """
+    return " ".join(f"{key}={value}" for key, value in mapping.items())
 
 
 def specialise(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
@@ -84,25 +132,9 @@ def specialise(kernel: JITFunction, arguments: dict[str, Any]) -> ASTSource:
     return ASTSource(kernel, signature, constants, attributes)
 
 
-def compile_launches(operation: Callable[[], object]) -> Iterator[tuple[str, GPUTarget, Any]]:
-    """Run `operation`, and yield (kernel, target, compiled) for each of its launches."""
-    launches = []
-
-    def record(self, *args, grid, warmup, **kwargs):
-        names = [parameter.name for parameter in self.params]
-        options = {key: kwargs.pop(key) for key in list(kwargs) if key not in names}
-        arguments = dict(zip(names, args, strict=False)) | kwargs
-        launches.append((self, specialise(self, arguments), options))
-
-    with patch.object(JITFunction, "run", record):
-        operation()
-    for kernel, source, options in launches:
-        for target in TARGETS:
-            yield kernel.__name__, target, triton.compile(source, target=target, options=options)
-
-
-def report(case: str, kernel: str, target: GPUTarget, compiled: Any) -> Report:
-    """Read what the kernel takes from its assembler and from the tool in Triton's wheel."""
+def report(case: str, launch: Launch, target: GPUTarget) -> Report:
+    """Compile, and read what it takes from the assembler and from the tool in Triton's wheel."""
+    compiled = triton.compile(launch.source, target=target, options=launch.options)
     if target.backend == "cuda":
         text = compiled.asm["ptx"]
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -111,23 +143,58 @@ def report(case: str, kernel: str, target: GPUTarget, compiled: Any) -> Report:
             command = [str(CUOBJDUMP), "-res-usage", file.name]
             usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         fields, doubles = (r"REG:(\d+)", r"STACK:(\d+)"), ".f64"
-        widths = map(_ptx_bits, re.findall(r"(?:ld\.global|cp\.async\.c[ag])[^;]*;", text))
     else:
         usage = text = compiled.asm["amdgcn"]
         fields = (r"\.vgpr_count:\s+(\d+)", r"\.private_segment_fixed_size:\s+(\d+)")
         doubles = "_f64"
-        widths = map(_amd_bits, re.findall(r"(?:global|buffer)_load_\w+", text))
     registers, spills = (int(re.search(field, usage)[1]) for field in fields)
+    loads = loads_of(text, launch.source.fn)
     return Report(
         case,
-        kernel,
+        launch.source.fn.__name__,
         f"sm_{target.arch}" if target.backend == "cuda" else target.arch,
+        launch.blocks,
+        launch.flags,
         registers,
         spills,
         compiled.metadata.shared,
         text.count(doubles),
-        max(widths, default=0),
+        max(loads.values(), default=0),
+        loads,
     )
+
+
+def loads_of(text: str, kernel: JITFunction) -> dict[str, int]:
+    """Return the bits of the widest load of each name, "" for what the kernel does not name."""
+    path = kernel.fn.__code__.co_filename
+    file = re.search(rf'\.file\s+(\d+).*"(?:.*/)?{re.escape(Path(path).name)}"', text)[1]
+    found: dict[str, int] = {}
+    place, opened, fresh = "", False, False
+    for line in text.splitlines():
+        # In NVIDIA's, a load is written within inline assembler, whose lines count on from its own.
+        if line.strip().endswith("inline asm"):
+            opened = "begin" in line
+            place = place if opened else ""
+            fresh = opened
+        elif at := re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", line):
+            if not opened or fresh:
+                place, fresh = _name_at(path, int(at[2])) if at[1] == file else "", False
+        elif load := re.search(r"(?:ld\.global|cp\.async\.c[ag])[^;]*;", line):
+            found[place] = max(found.get(place, 0), _ptx_bits(load[0]))
+        elif load := re.search(r"(?:global|buffer)_load_\w+", line):
+            found[place] = max(found.get(place, 0), _amd_bits(load[0]))
+    return found
+
+
+@cache
+def _name_at(path: str, line: int) -> str:
+    name = re.match(r"\s*(\w+) \+?= tl\.load\(", _lines_of(path)[line - 1])
+    return name[1] if name else ""
+
+
+@cache
+def _lines_of(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
 
 
 def _ptx_bits(load: str) -> int:
@@ -143,101 +210,67 @@ def _amd_bits(load: str) -> int:
     return 16 if "short" in load else 8
 
 
-def structure_cases() -> Iterator[Case]:
-    """Yield what runs `structure_correlation` with every block its configuration chooses."""
-    shapes = [(k, 128) for k in (2, 6, 11, 20, 33, 100, 256)] + [(6, 16), (6, 130), (6, 2048)]
-    for k, c in shapes:
-        for dtype in DTYPES if (k, c) == (6, 128) else [torch.float32]:
-
-            def run(k=k, c=c, dtype=dtype, kind=torch.bool if k == 2 else torch.float32):
-                parts, seen = torch.ones(2, k, c, dtype=dtype), torch.ones(2, k, dtype=kind)
-                out = structure.structure_correlation(parts, seen, dtype)
-                structure.structure_correlation_backward(out, parts, seen)
-
-            yield f"structure k={k} c={c} {dtype}".replace("torch.", ""), run
+def reports(cases: Iterator[tuple[str, Callable[[], object]]]) -> Iterator[Report]:
+    """Compile what the cases launch, each once for each target, in all cores."""
+    launches: dict[str, tuple[str, Launch]] = {}
+    for case, operation in cases:
+        for launch in launches_of(operation):
+            launches.setdefault(launch.key, (case, launch))
+    _work[:] = [(*launch, target) for launch in launches.values() for target in TARGETS]
+    # Forked, the processes have the kernels, which cannot be sent to them.
+    with get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.imap(_report_at, range(len(_work)))
 
 
-def pool_cases() -> Iterator[Case]:
-    """Yield what runs `part_mask_pool`: the layouts and dtypes of FSENet's shape, and others."""
-    face = [
-        (mode, 256, 6, 128, 28, layout, dtype)
-        for mode in ("sum", "max")
-        for layout in ("contiguous", "channels_last")
-        for dtype in DTYPES
-    ]
-    others = [
-        ("mean", 1, 6, 128, 28, "contiguous", torch.float32),
-        ("max", 1, 6, 128, 28, "contiguous", torch.float32),
-        ("sum", 1, 6, 128, 28, "crop", torch.float32),
-        ("max", 256, 6, 128, 28, "crop", torch.float32),
-        *(("sum", 256, 20, 128, 28, "contiguous", dtype) for dtype in DTYPES),
-        *(("max", 256, k, 128, 28, "contiguous", torch.float32) for k in (2, 20)),
-        *((mode, 256, 1, 1, 4, "contiguous", torch.float32) for mode in ("sum", "max")),
-        *(("sum", 256, 6, 2048, 7, layout, torch.bfloat16) for layout in ("contiguous", "tokens")),
-    ]
-    for mode, b, k, c, side, layout, dtype in face + others:
-
-        def run(mode=mode, b=b, k=k, c=c, side=side, layout=layout, dtype=dtype):
-            shape = (1, c, side, side)
-            features = torch.ones(shape, dtype=dtype)
-            if layout in ("channels_last", "tokens"):
-                features = features.contiguous(memory_format=torch.channels_last)
-            elif layout == "crop":
-                features = torch.ones(1, c, side + 2, side + 4, dtype=dtype)[..., 1:-1, 2:-2]
-            features = features.expand(b, -1, -1, -1)
-            maps, seen = torch.ones(1, k, side, side).expand(b, -1, -1, -1), torch.ones(b, k)
-            parts, _, _, cell = pooling.pool(features, maps, seen, mode, True, 0.0, 0.5)
-            last = pooling.is_channels_last(features)
-            if mode == "max":
-                pooling.spread_maxima(parts, cell, (side, side), dtype, last)
-            else:
-                pooling.spread_parts(parts, maps, dtype, last)
-                pooling.part_products(parts, features)
-
-        yield f"{mode} b={b} k={k} c={c} {side}x{side} {layout} {dtype}".replace("torch.", ""), run
+_work: list[tuple[str, Launch, GPUTarget]] = []
 
 
-def maps_cases() -> Iterator[Case]:
-    """Yield what runs `part_maps`: FSENet's shape in all its variants, and other label counts."""
-    variants = [
-        (11, 128, 28, activation, norm, over_parts, use_max, torch.float32)
-        for activation in ("softmax", "sigmoid", "none")
-        for norm in ("l2", "sum", "none")
-        for over_parts in (False, True)
-        for use_max in (True, False)
-        if norm == "l2" or activation == "softmax"
-    ]
-    others = [
-        *((11, 128, 28, "softmax", "l2", False, True, dtype) for dtype in DTYPES[1:]),
-        *((n, 64, 16, "softmax", "l2", False, True, torch.bfloat16) for n in (2, 19, 150, 1024)),
-        (11, 4, 9, "softmax", "l2", False, False, torch.float32),
-    ]
-    for n, old, new, activation, norm, over_parts, use_max, dtype in variants + others:
+def _report_at(place: int) -> Report:
+    return report(*_work[place])
 
-        def run(
-            n=n, old=old, new=new, how=(activation, norm, over_parts), use_max=use_max, dtype=dtype
-        ):
-            logits, labels = torch.ones(2, n, old, old, dtype=dtype), list(range(min(n, 6)))
-            found = mapping.maps_and_peaks(logits, labels, [new, new], *how, use_max, dtype)
-            maps, cell, peak, at = found
-            mapping.maps_backward(maps, peak, logits, cell, at, labels, *how)
 
-        kind = f"{activation} {norm}{' parts' * over_parts} {'max' if use_max else 'area'}"
-        yield f"maps n={n} {old} to {new} {kind} {dtype}".replace("torch.", ""), run
+def summary(rows: list[Report]) -> Iterator[tuple[object, ...]]:
+    """Yield a heading, and a line for each kernel and target."""
+    yield (
+        *("kernel", "target", "variants", "sets of blocks", "registers, least", "registers, most"),
+        *("spills, most", "shared, most", "widest load, least", "widest load, most"),
+    )
+    groups: dict[tuple[str, str], list[Report]] = {}
+    for row in rows:
+        groups.setdefault((row.kernel, row.target), []).append(row)
+    for key, group in groups.items():
+        registers = [row.registers for row in group]
+        bits = [row.load_bits for row in group]
+        yield (
+            *key,
+            len(group),
+            len({pairs_of(row.blocks) for row in group}),
+            min(registers),
+            max(registers),
+            max(row.spills for row in group),
+            max(row.shared for row in group),
+            min(bits),
+            max(bits),
+        )
 
 
 def main() -> None:
     """Print one line a kernel and target."""
     rows = []
-    for case, operation in chain(maps_cases(), structure_cases(), pool_cases()):
-        for kernel, target, compiled in compile_launches(operation):
-            rows.append(asdict(report(case, kernel, target, compiled)))
-            if "--json" not in sys.argv:
-                if len(rows) == 1:
-                    print(*rows[0], sep="\t")
-                print(*rows[-1].values(), sep="\t", flush=True)
+    table = not {"--json", "--summary"} & set(sys.argv)
+    for row in reports(all_cases()):
+        rows.append(row)
+        if table:
+            fields = asdict(row)
+            if len(rows) == 1:
+                print(*fields, sep="\t")
+            values = (pairs_of(x) if isinstance(x, dict) else x for x in fields.values())
+            print(*values, sep="\t", flush=True)
     if "--json" in sys.argv:
-        print(json.dumps(rows))
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    for line in summary(rows):
+        print(*line, sep="\t")
 
 
 if __name__ == "__main__":

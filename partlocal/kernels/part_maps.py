@@ -198,15 +198,20 @@ def maps_backward_kernel(
     tl.store(out + at, grad, mask=inside)
 
 
-def configuration(kernel: str, n: int, cells: int) -> dict[str, int]:
+def configuration(kernel: str, n: int, cells: int = 1) -> dict[str, int]:
     """Return the blocks and warps for n labels of rows of so many cells, or of so many pixels.
 
     Args:
-        kernel: `"forward"` or `"backward"`.
+        kernel: `"forward"`, `"backward"`, or `"peaks"`, whose labels are the selected ones.
     """
+    if kernel == "peaks":
+        block_k = power_of_two(n, 32, MAX_LABELS)
+        return {"BLOCK_K": block_k, "num_warps": max(block_k // 128, 1), **LAUNCH}
+    # Few sets of blocks, because each is compiled for every GPU: maps have a side of 7 to 56 cells
+    # and logits thousands of pixels, so that smaller or larger blocks would serve toys alone.
+    tile, least, most = {"forward": (512, 16, 32), "backward": (1024, 128, 128)}[kernel]
     block_n = power_of_two(n, 2, MAX_LABELS)
-    tile = {"forward": 512, "backward": 1024}[kernel]
-    block = power_of_two(cells, 1, max(1, min(tile // block_n, 128)))
+    block = power_of_two(cells, least, max(1, min(tile // block_n, most)))
     warps = min(max(block_n * block // 128, 1), 8)
     name = "BLOCK_W" if kernel == "forward" else "BLOCK_P"
     return {"BLOCK_N": block_n, name: block, "num_warps": warps, **LAUNCH}
@@ -254,10 +259,7 @@ def maps_and_peaks(
             n, k, height, width, h, w, steps, bin_width, *logits.stride(),
             ACTIVATION=activation, NORM=norm, OVER_PARTS=over_parts, MAX=use_max, **blocks,
         )  # fmt: skip
-        peaks_kernel[(b,)](
-            shares, ats, peak, peak_at, k, h * steps,
-            BLOCK_K=power_of_two(k, 1, MAX_LABELS), num_warps=1, **LAUNCH,
-        )  # fmt: skip
+        peaks_kernel[(b,)](shares, ats, peak, peak_at, k, h * steps, **configuration("peaks", k))
     return maps, cell, peak, peak_at
 
 

@@ -211,43 +211,46 @@ def product_kernel(
     tl.store(out + at, total, mask=(ks < k)[:, None] & (ps < cells)[None, :])
 
 
-def configuration(kernel: str, k: int, c: int, cells: int) -> dict[str, int]:
-    """Return the blocks and warps of a kernel for k parts of c channels over a number of cells.
+def configuration(kernel: str, k: int = 1, regular: bool = True) -> dict[str, int]:
+    """Return the blocks and warps of a kernel for k parts.
 
     Args:
-        kernel: `"sum"` (the mean too), `"max"`, `"spread"` or `"product"`.
+        kernel: `"sum"` (the mean too), `"max"`, `"finish"`, `"spread"` or `"product"`.
+        regular: whether what is read lies so that a thread may load 16 bytes at once.
     """
     # Chosen so that no register spills (the products of 16-bit inputs take most of them), and not
-    # by time: tests/kernels/test_compilation.py holds them to it.
-    most_k, most_c, most_p = {
+    # by time: tests/kernels/test_compilation.py holds them to it. Channels and cells do not choose:
+    # fewer than a block are too few to matter, and each set is compiled for every GPU.
+    if kernel == "finish":
+        return {"BLOCK_C": 128, "num_warps": 4, **LAUNCH}
+    most_k, block_c, block_p = {
         "sum": (32, 32, 32 if k <= 16 else 16),
         "max": (8, 16, 32),  # a tile of parts x channels x cells
         "spread": (16, 64, 64),
         "product": (32, 16, 64),
     }[kernel]
     least = 1 if kernel == "max" else 16  # what a matrix product takes
-    return {
-        "BLOCK_K": power_of_two(k, least, most_k),
-        "BLOCK_C": power_of_two(c, least, most_c),
-        "BLOCK_P": power_of_two(cells, 16, most_p),
-        "num_warps": 4,
-        **LAUNCH,
-    }
+    blocks = {"BLOCK_K": power_of_two(k, least, most_k), "BLOCK_C": block_c, "BLOCK_P": block_p}
+    # To load ahead number by number takes more registers than there are.
+    stages = {} if regular or kernel == "max" else {"num_stages": 1}
+    return {**blocks, "num_warps": 8 if kernel == "spread" else 4, **stages, **LAUNCH}
 
 
 class _Grid(NamedTuple):
-    """Strides of b, c, h, w, and whether the rows of cells follow each other evenly."""
+    """How a tensor lies in memory: strides of b, c, h and w, and what follows from them."""
 
     strides: tuple[int, ...]
-    flat: bool
+    flat: bool  # the rows of cells follow each other evenly
+    regular: bool  # flat, and aligned to 16 wherever it is not contiguous
 
 
 def _grid_of(tensor: Tensor) -> _Grid:
     strides, (height, width) = tensor.stride(), tensor.shape[2:]
+    flat = min(height, width) == 1 or strides[2] == width * strides[3]
     if width == 1:  # a column is a row
         strides = (*strides[:2], 0, strides[2])
-        return _Grid(strides, True)
-    return _Grid(strides, height == 1 or strides[2] == width * strides[3])
+    steps = (tensor.data_ptr(), strides[0], strides[1], strides[3])
+    return _Grid(strides, flat, flat and all(step == 1 or step % 16 == 0 for step in steps))
 
 
 def _pool(
@@ -257,7 +260,8 @@ def _pool(
     """Launch the pooling; without `seen` return plain totals and a scale that means nothing."""
     b, c, h, w = features.shape
     k = maps.shape[1]
-    blocks = configuration("max" if mode == "max" else "sum", k, c, h * w)
+    feature_grid, map_grid = _grid_of(features), _grid_of(maps)
+    blocks = configuration("max" if mode == "max" else "sum", k, feature_grid.regular)
     tiles = triton.cdiv(c, blocks["BLOCK_C"]), triton.cdiv(k, blocks["BLOCK_K"])
     steps = triton.cdiv(h * w, blocks["BLOCK_P"])
     span = triton.cdiv(steps, min(steps, triton.cdiv(PROGRAMS, b * tiles[0] * tiles[1])))
@@ -274,7 +278,6 @@ def _pool(
     if splits > 1:
         shares = new(b, splits, k, c), new(b, splits, *cell.shape[1:], dtype=torch.int32)
         outputs = (*shares, new(b, splits, k), new(b, splits, k))
-    feature_grid, map_grid = _grid_of(features), _grid_of(maps)
     grid = (b * splits, *tiles)
     with device_of(features):
         pool_kernel[grid](
@@ -284,10 +287,10 @@ def _pool(
             FLAT_F=feature_grid.flat, FLAT_M=map_grid.flat, **blocks,
         )  # fmt: skip
         if splits > 1 and seen is not None:
-            block = power_of_two(c, 1, 256)
-            finish_kernel[(b * k, triton.cdiv(c, block))](
+            blocks = configuration("finish")
+            finish_kernel[(b * k, triton.cdiv(c, blocks["BLOCK_C"]))](
                 *outputs, seen, parts, cell, mass, scale, k, c, splits, min_visibility,
-                MODE=mode, NORMALIZE=normalize, BLOCK_C=block, **LAUNCH,
+                MODE=mode, NORMALIZE=normalize, **blocks,
             )  # fmt: skip
     if seen is None and splits > 1:
         parts = outputs[0].sum(1)
@@ -342,9 +345,9 @@ def part_products(sums: Tensor, features: Tensor) -> Tensor:
     """Return sum_c S[k,c] F[c,p] as [b, k, h, w] in float32."""
     (b, c, h, w), k = features.shape, sums.shape[1]
     out = features.new_empty((b, k, h, w), dtype=torch.float32)
-    blocks = configuration("product", k, c, h * w)
-    steps = triton.cdiv(h * w, blocks["BLOCK_P"])
     grid = _grid_of(features)
+    blocks = configuration("product", k, grid.regular)
+    steps = triton.cdiv(h * w, blocks["BLOCK_P"])
     with device_of(features):
         product_kernel[(b * steps, triton.cdiv(k, blocks["BLOCK_K"]))](
             sums.contiguous(), features, out, k, c, h * w, w, steps, *grid.strides,
@@ -401,7 +404,7 @@ def _like_features(
 
 def _spread(sums: Tensor, weights: Tensor, cell: Tensor, out: Tensor, grid: _Grid | None) -> None:
     (b, c, h, w), k = out.shape, sums.shape[1]
-    blocks = configuration("spread", k, c, h * w)
+    blocks = configuration("spread", k, grid is None or grid.regular)
     steps = triton.cdiv(h * w, blocks["BLOCK_P"])
     strides = (0, 0, 0, 0) if grid is None else grid.strides
     with device_of(sums):

@@ -137,13 +137,12 @@ def _inverse_length(squared, least):
 def configuration(k: int, c: int) -> dict[str, int]:
     """Return the blocks and warps for k parts of c numbers."""
     block_k = power_of_two(k, 2, MAX_PARTS)
-    block_c = power_of_two(c, 16, max(16, 2048 // block_k))
-    return {
-        "BLOCK_K": block_k,
-        "BLOCK_C": block_c,
-        "num_warps": 1 if block_k * block_c <= 512 else 4,
-        **LAUNCH,
-    }
+    # No less than 128 where the tile allows it: a shorter row saves nothing in so short a kernel,
+    # and every set of blocks is one more to compile for every GPU.
+    block_c = power_of_two(c, 128, max(16, 1024 // block_k))
+    # Eight numbers of the tile a thread: with more, registers spill where nothing is aligned.
+    warps = block_k * block_c // 256
+    return {"BLOCK_K": block_k, "BLOCK_C": block_c, "num_warps": warps, **LAUNCH}
 
 
 @torch.library.custom_op("partlocal::structure_correlation", mutates_args=())

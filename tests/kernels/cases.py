@@ -14,7 +14,7 @@ def covering(axes, allowed=lambda case: True):
     """Return cases in which every allowed pair of values of two axes appears: greedy, fixed."""
     cases, missing = [], pairs(axes, allowed)
     while missing:
-        case = dict(min(missing, key=str))
+        case = dict(min(missing, key=lambda pair: sorted(map(str, pair))))  # a set's order varies
         for name, values in axes.items():
             if name in case:
                 continue

@@ -1,5 +1,10 @@
 """The tests' own tools can fail."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from cases import LAYOUTS, check, covering, lay_out, pairs
@@ -22,6 +27,17 @@ def test_every_pair_of_values_appears():
                 forbidden = {(first, second), (second, first)} & {("a", "b"), ("b", "a")}
                 assert len(every - seen) == (3 if forbidden else 0)
     assert len(pairs(axes, allowed)) == 9 + 6 + 9 + 8 + 12 + 6
+
+
+def test_cases_are_the_same_in_every_run():
+    """Whatever the order of a set of strings, which differs from process to process."""
+    script = "from cases import covering; print(covering({'a': 'xyz', 'b': 'xyz', 'c': 'pqr'}))"
+    found = set()
+    for seed in "123":
+        env = os.environ | {"PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", script]
+        found.add(subprocess.check_output(command, env=env, cwd=Path(__file__).parent))
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
