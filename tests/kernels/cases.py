@@ -14,7 +14,8 @@ def covering(axes, allowed=lambda case: True):
     """Return cases in which every allowed pair of values of two axes appears: greedy, fixed."""
     cases, missing = [], pairs(axes, allowed)
     while missing:
-        case = dict(min(missing, key=str))
+        # Not by the text of the set, whose order changes from one run of Python to the next.
+        case = dict(min(missing, key=lambda pair: sorted(map(str, pair))))
         for name, values in axes.items():
             if name in case:
                 continue

@@ -24,6 +24,13 @@ def test_every_pair_of_values_appears():
     assert len(pairs(axes, allowed)) == 9 + 6 + 9 + 8 + 12 + 6
 
 
+def test_cases_are_the_same_in_every_run():
+    """The order of a set is not, and must not decide which cases are run."""
+    cases = covering({"a": [1, 2, 3], "b": "xyz", "c": "pq"})
+    text = " ".join("".join(map(str, case.values())) for case in cases)
+    assert text == "1xp 1yq 1zp 2xq 2yp 2zq 3xp 3yq 3zp"
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_keep_the_values(layout):
     tensor = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)

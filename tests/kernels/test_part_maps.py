@@ -56,13 +56,13 @@ def derivatives(logits, second=True, **how):
     )
 
 
-def check_all(logits, second=True, **how):
+def check_all(logits, second=True, least=0.0, **how):
     found = derivatives(logits, second, implementation="triton", **how)
     plain = derivatives(logits, second, implementation="torch", **how)
     wide = logits.detach().double().requires_grad_()
     oracle = derivatives(wide, second, implementation="torch", **how)
     for one, other, truth in zip(found, plain, oracle, strict=True):
-        check(one, other, truth, logits.dtype)
+        check(one, other, truth, logits.dtype, least)
     return found
 
 
@@ -78,7 +78,9 @@ def test_definition(case, device):
     logits = logits if case["activation"] else logits.abs() + 0.5
     logits = lay_out(logits.to(device, case["dtype"]), case["layout"]).requires_grad_()
     how = {key: case[key] for key in ("activation", "norm", "downsample", "norm_over")}
-    check_all(logits, parts=PARTS[case["n"]], size=new, **how)
+    # One label alone is 1 after its norm: its derivatives are sums of 1 / a^2 that cancel.
+    least = 0.5**-2 if case["n"] == 1 and case["norm"] else 0.0
+    check_all(logits, least=least, parts=PARTS[case["n"]], size=new, **how)
 
 
 @settings(max_examples=15, deadline=None)
