@@ -238,8 +238,8 @@ def maps_and_peaks(
     b, n, height, width = logits.shape
     if n > MAX_LABELS:
         raise NotImplementedError(
-            f"implementation='triton': part_maps takes at most {MAX_LABELS} labels; got {n}: "
-            "use implementation='auto' or 'torch'"
+            f"implementation='triton': part_maps takes logits of at most {MAX_LABELS} labels; got "
+            f"{n}: use implementation='auto' or 'torch'"
         )
     (h, w), k = size, len(labels)
     blocks = configuration("forward", n, w)

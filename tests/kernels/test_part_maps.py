@@ -1,5 +1,6 @@
 """The kernels of `part_maps` against its definition in PyTorch."""
 
+import re
 import subprocess
 import sys
 
@@ -228,10 +229,53 @@ def test_gradient_formula(activation, norm, norm_over, downsample):
     torch.testing.assert_close(found, expected.to(found), rtol=1e-4, atol=1e-5)
 
 
-def test_too_many_labels(device):
-    message = "part_maps takes at most 1024 labels; got 1025: use implementation='auto'"
-    with pytest.raises(NotImplementedError, match=message):
-        part_maps(torch.ones(1, 1025, 1, 1, device=device), (0,), 1, implementation="triton")
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"logits": torch.ones(1, 1025, 2, 2)},
+            NotImplementedError,
+            "implementation='triton': part_maps takes logits of at most 1024 labels; got 1025: "
+            "use implementation='auto' or 'torch'",
+        ),
+        (
+            {"logits": torch.ones(1, 3, 2, 2, dtype=torch.float64)},
+            NotImplementedError,
+            "implementation='triton': part_maps needs logits in float32, float16 or bfloat16; got "
+            "torch.float64: use implementation='auto' or 'torch'",
+        ),
+        (
+            {"logits": torch.ones(1, 3, 2, 2, device="meta")},
+            NotImplementedError,
+            "implementation='triton': part_maps needs logits on a CUDA or ROCm device; got meta: "
+            "move it there, or use implementation='auto' or 'torch'",
+        ),
+        (
+            {"logits": torch.ones(1, 3, 2, 2, dtype=torch.int64)},
+            TypeError,
+            "logits must be floating point; got torch.int64: for label images pass one-hot maps "
+            "as float, with activation=None",
+        ),
+        (
+            {"parts": (3,)},
+            ValueError,
+            "parts must be label indices from 0 to 2 (logits hold 3 labels); got 3: select parts "
+            "from the parser's own label set",
+        ),
+    ],
+)
+def test_errors(change, error, message, device, launches):
+    """Each before anything is launched."""
+    good = {"logits": torch.ones(1, 3, 2, 2), "parts": (0,), "size": 1}
+    moved = {
+        name: value.to(device) if torch.is_tensor(value) and not value.is_meta else value
+        for name, value in (good | change).items()
+    }
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        part_maps(**moved, implementation="triton")
+    assert not launches
+    part_maps(good["logits"].to(device), (0,), 1, implementation="triton")
+    assert launches
 
 
 COMPILE = """

@@ -1,5 +1,6 @@
 """The kernels of `part_mask_pool` against its definition in PyTorch."""
 
+import re
 import subprocess
 import sys
 
@@ -314,6 +315,75 @@ def test_three_derivatives_of_one_product(device):
         torch.testing.assert_close(value, expected)
         found = torch.autograd.grad(value, (features, weights, sums))
         torch.testing.assert_close(found, gradients)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"features": torch.ones(2, 4, 3, 3, dtype=torch.float64)},
+            NotImplementedError,
+            "implementation='triton': part_mask_pool needs features in float32, float16 or "
+            "bfloat16; got torch.float64: use implementation='auto' or 'torch'",
+        ),
+        (
+            {
+                "features": torch.ones(2, 4, 3, 3, device="meta"),
+                "maps": torch.ones(2, 3, 3, 3, device="meta"),
+            },
+            NotImplementedError,
+            "implementation='triton': part_mask_pool needs features on a CUDA or ROCm device; got "
+            "meta: move it there, or use implementation='auto' or 'torch'",
+        ),
+        (
+            {"features": torch.ones(2, 4, 3, 3, dtype=torch.int64)},
+            TypeError,
+            "features must be floating point; got torch.int64: pass features.float()",
+        ),
+        (
+            {"maps": torch.ones(2, 3, 3, 3, dtype=torch.int64)},
+            TypeError,
+            "maps must be floating point; got torch.int64: pass maps.float()",
+        ),
+        *(
+            (
+                {name: torch.ones(shape, device="meta")},
+                ValueError,
+                f"{name} must be on DEVICE (as features); got meta: pass {name}.to('DEVICE')",
+            )
+            for name, shape in (("maps", (2, 3, 3, 3)), ("visibility", (2, 3)))
+        ),
+        (
+            {"maps": torch.ones(1, 3, 3, 3)},
+            ValueError,
+            "maps must be [b, k, h, w] with b = 2 (as features); got [1, 3, 3, 3]",
+        ),
+        (
+            {"features": torch.ones(2, 9, 4), "grid": (3, 4)},
+            ValueError,
+            "grid must have h * w = 9 cells (as the tokens); got (3, 4): drop prefix tokens first",
+        ),
+    ],
+)
+def test_errors(change, error, message, device, launches):
+    """Each before anything is launched."""
+    good = {
+        "features": torch.ones(2, 4, 3, 3, device=device),
+        "maps": torch.ones(2, 3, 3, 3, device=device),
+    }
+    moved = {
+        name: value.to(device) if torch.is_tensor(value) and not value.is_meta else value
+        for name, value in (good | change).items()
+    }
+    message = message.replace("DEVICE", str(good["maps"].device))
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        part_mask_pool(**moved, implementation="triton")
+    assert not launches
+    # Maps of any precision beside any features: they are taken in float32.
+    good["maps"] = good["maps"].double()
+    found = part_mask_pool(**good, implementation="triton")
+    assert launches
+    torch.testing.assert_close(found, part_mask_pool(**good))
 
 
 COMPILE = """

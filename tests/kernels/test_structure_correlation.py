@@ -1,5 +1,6 @@
 """The kernels of `structure_correlation` against its definition in PyTorch."""
 
+import re
 import subprocess
 import sys
 
@@ -79,10 +80,54 @@ def test_many_parts(k, device):
         check(one, other, truth, torch.float32)
 
 
-def test_too_many_parts(device):
-    message = "structure_correlation takes at most 256 parts; got 257: use implementation='auto'"
-    with pytest.raises(NotImplementedError, match=message):
-        structure_correlation(torch.ones(1, 257, 1, device=device), implementation="triton")
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"parts": torch.ones(1, 257, 1)},
+            NotImplementedError,
+            "implementation='triton': structure_correlation takes at most 256 parts; got 257: use "
+            "implementation='auto' or 'torch'",
+        ),
+        (
+            {"parts": torch.ones(1, 3, 4, dtype=torch.float64)},
+            NotImplementedError,
+            "implementation='triton': structure_correlation needs parts in float32, float16 or "
+            "bfloat16; got torch.float64: use implementation='auto' or 'torch'",
+        ),
+        (
+            {"parts": torch.ones(1, 3, 4, device="meta")},
+            NotImplementedError,
+            "implementation='triton': structure_correlation needs parts on a CUDA or ROCm device; "
+            "got meta: move it there, or use implementation='auto' or 'torch'",
+        ),
+        (
+            {"parts": torch.ones(1, 3, 4, dtype=torch.int32)},
+            TypeError,
+            "parts must be floating point; got torch.int32: pass parts.float()",
+        ),
+        (
+            {"visibility": torch.ones(1, 4)},
+            ValueError,
+            "visibility must be [b, k] = [1, 3] (as parts); got [1, 4]",
+        ),
+        (
+            {"visibility": torch.ones(1, 3, device="meta")},
+            ValueError,
+            "visibility must be on DEVICE (as parts); got meta: pass visibility.to('DEVICE')",
+        ),
+    ],
+)
+def test_errors(change, error, message, device, launches):
+    """Each before anything is launched."""
+    good = {"parts": torch.ones(1, 3, 4, device=device)}
+    moved = {name: x if x.is_meta else x.to(device) for name, x in (good | change).items()}
+    message = message.replace("DEVICE", str(good["parts"].device))
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        structure_correlation(**moved, implementation="triton")
+    assert not launches
+    structure_correlation(**good, implementation="triton")
+    assert launches
 
 
 def test_hand_worked(device):
