@@ -105,12 +105,12 @@ def layouts(logits):
     )
 
 
-# A number near the least, one near 1, and one near the largest.
+# A number near the least, one near the least norm, one near 1, and one near the largest.
 MAGNITUDES = {
     torch.float16: [1e-7, 1.0, 6e4],
-    torch.bfloat16: [1e-30, 1.0, 1e38],
-    torch.float32: [1e-40, 1.0, 1e38],
-    torch.float64: [1e-300, 1.0, 1e300],
+    torch.bfloat16: [1e-30, 1e-6, 1.0, 1e38],
+    torch.float32: [1e-40, 1e-6, 1.0, 1e38],
+    torch.float64: [1e-300, 1e-6, 1.0, 1e300],
 }
 
 
@@ -319,6 +319,17 @@ def test_gradcheck(activation, norm):
 
         assert torch.autograd.gradcheck(maps, logits)
         assert torch.autograd.gradgradcheck(maps, logits)
+
+
+@pytest.mark.parametrize("norm", ["l2", "sum"])
+def test_least_norm(norm):
+    """Scores are divided by their norm, but by no less than 1e-6."""
+    scores = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    length = 5.0 if norm == "l2" else 7.0
+    for unit in (1e-30, 1e-7, 1.4e-7, 2.1e-7, 1.0):
+        maps, _ = part_maps(scores * unit, (0, 1), 1, activation=None, norm=norm)
+        expected = scores.double() * unit / max(length * unit, 1e-6)
+        torch.testing.assert_close(maps.double(), expected, rtol=1e-6, atol=0)
 
 
 def test_no_nan_where_all_scores_are_zero():

@@ -67,6 +67,17 @@ def test_example():
     assert part_mask_pool(features, maps, "mean", False, area_threshold=0.2).parts.item() == 3.0
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_many_parts_are_added_wide(mode, dtype):
+    """One after another in bfloat16, ones would stop adding up at 256; in float16, at 2048."""
+    features = torch.ones(1, 1, 2, 2, dtype=dtype, requires_grad=True)
+    maps = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).expand(1, 3000, 2, 2)
+    part_mask_pool(features, maps, mode).parts.sum().backward()
+    expected = torch.tensor([3000.0, 0.0, 0.0, 0.0]).to(dtype)
+    assert torch.equal(features.grad.flatten(), expected)
+
+
 def slow_pool(features, maps, mode, normalize, seen, threshold):
     """Pool one image in plain loops over lists: features [c][p], maps [k][p], seen [k]."""
     result = []

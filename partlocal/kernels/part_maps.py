@@ -402,7 +402,7 @@ def _save_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _second(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, cell, peak_at = ctx.saved_tensors
-    first = derive(lambda *given: gradient(*given, cell, peak_at, *ctx.how), inputs, grad)
+    first = derive(lambda m, p, x: gradient(m, p, x, cell, peak_at, *ctx.how), inputs, grad)
     return *first, *[None] * 6
 
 

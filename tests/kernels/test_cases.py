@@ -60,3 +60,7 @@ def test_check_refuses_what_is_wrong():
     for wrong in (torch.ones(3) + 1e-5, torch.tensor([1, 1, torch.nan]), torch.ones(4)):
         with pytest.raises(AssertionError):
             check(wrong, torch.ones(3), oracle, torch.float32)
+    much = torch.tensor([1e9, 1.0], dtype=torch.float64)
+    check(much.half(), much.half(), much, torch.float16)
+    with pytest.raises(AssertionError):
+        check(torch.ones(2).half(), much.half(), much, torch.float16)

@@ -98,6 +98,44 @@ def test_properties(data):
     check_all(logits, False, parts=parts, size=new, downsample=downsample)
 
 
+MAGNITUDES = {
+    torch.float16: [1e-7, 1.0, 6e4],
+    torch.bfloat16: [1e-30, 1e-6, 1.0, 1e38],
+    torch.float32: [1e-30, 1e-6, 1.0, 1e38],
+}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_extremes(data):
+    """Logits near the limits of their dtype, labels that are masked out, in every mode."""
+    b, n = data.draw(st.integers(1, 2)), data.draw(st.integers(2, 5))
+    old, new = (data.draw(st.tuples(*[st.integers(1, 6)] * 2)) for _ in range(2))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    magnitude = data.draw(st.sampled_from(MAGNITUDES[dtype]))
+    names = ("activation", "norm", "downsample", "norm_over")
+    choices = (["softmax", "sigmoid", None], ["l2", "sum", None], ["max", "area"])
+    drawn = [data.draw(st.sampled_from(c)) for c in (*choices, ["labels", "parts"])]
+    how = dict(zip(names, drawn, strict=True)) | {"parts": (1, 0), "size": new}
+    logits = (draw(b, n, *old, seed=data.draw(st.integers(0, 99))).clamp(-1, 1) * magnitude).to(
+        dtype
+    )
+    if how["activation"] is None:  # probabilities
+        logits = (logits / magnitude if magnitude > 1 else logits).abs()
+    elif data.draw(st.booleans()):
+        logits[:, 1] = -torch.inf
+    logits = lay_out(logits, data.draw(st.sampled_from(LAYOUTS))).requires_grad_()
+    found = part_maps(logits, implementation="triton", **how)
+    plain = part_maps(logits, implementation="torch", **how)
+    oracle = part_maps(logits.detach().double(), implementation="torch", **how)
+    for one, other, truth in zip(found, plain, oracle, strict=True):
+        check(one, other, truth, dtype)
+    # Where scores are equal but for rounding, another pixel's may be the largest.
+    grads = [draw(*x.shape, seed=1).to(x) for x in found]
+    (first,) = torch.autograd.grad(found, logits, grads)
+    assert first.isfinite().all() or (dtype == torch.float16 and magnitude < 1)
+
+
 @pytest.mark.parametrize("downsample", ["max", "area"])
 @pytest.mark.parametrize("old", [32, 128])
 def test_a_row_of_several_blocks(downsample, old, device):
@@ -193,6 +231,10 @@ def test_autocast(active, device):
         found, expected = (
             part_maps(logits, (1, 2), 4, implementation=i) for i in ("triton", "torch")
         )
+        with torch.autocast(device.type, enabled=False):
+            off = part_maps(logits, (1, 2), 4, implementation="triton")
+    plain = part_maps(logits, (1, 2), 4, implementation="triton")
+    assert all(torch.equal(*pair) for pair in zip(off, plain, strict=True))
     assert found.maps.dtype == active
     assert found.visibility.dtype == torch.float32
     # The interpreter cuts bfloat16 off where a GPU rounds: one unit in the last place.

@@ -121,6 +121,55 @@ def test_properties(data):
     check_all(*tensors, data.draw(st.sampled_from(MODES)), data.draw(st.booleans()), second=False)
 
 
+KINDS = {
+    "soft": lambda soft: soft,
+    "nothing": lambda soft: soft * 0,
+    "one cell": lambda soft: (soft == soft.max()) * soft.clamp(min=0.6),
+    "no area": lambda soft: soft * 0.4,
+    "too little": lambda soft: (soft == soft.max()) * 0.95e-6,
+    "just enough": lambda soft: (soft == soft.max()) * 1.06e-6,
+    "tiny": lambda soft: soft * 1e-30,
+}
+# A number near the least, one near 1, and one that is large but whose sums are finite.
+MAGNITUDES = {
+    torch.float16: [1e-6, 1.0, 6e4],
+    torch.bfloat16: [1e-28, 1.0, 1e28],
+    torch.float32: [1e-28, 1.0, 1e28],
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_extremes(data):
+    """Faint and tiny parts, features near the limits of their dtype; only on a CPU."""
+    b, c, k, h, w = (data.draw(st.integers(1, most)) for most in (2, 5, 4, 5, 5))
+    mode, normalize = data.draw(st.sampled_from(MODES)), data.draw(st.booleans())
+    dtype = data.draw(st.sampled_from(DTYPES))
+    magnitude = data.draw(st.sampled_from(MAGNITUDES[dtype]))
+    kinds = data.draw(st.lists(st.sampled_from(list(KINDS)), min_size=k, max_size=k))
+    soft = draw(b, k, h, w, seed=data.draw(st.integers(0, 99))).sigmoid()
+    maps = [[KINDS[kind](one) for kind, one in zip(kinds, of, strict=True)] for of in soft]
+    features = (draw(b, c, h, w).clamp(-1, 1) * magnitude).to(dtype)
+    maps = torch.stack([torch.stack(of) for of in maps]).to(dtype)
+    features, maps = (lay_out(x, data.draw(st.sampled_from(LAYOUTS))) for x in (features, maps))
+    wide = features.double(), maps.double()
+    how = ((features, maps, "triton"), (features, maps, "torch"), (*wide, "torch"))
+    results = []
+    for one, other, implementation in how:
+        sources = one.detach().requires_grad_(), other.detach().requires_grad_()
+        pooled = part_mask_pool(*sources, mode, normalize, implementation=implementation)
+        grad = draw(*pooled.parts.shape, seed=1).to(pooled.parts)
+        more = {"allow_unused": True, "materialize_grads": True}
+        slopes = torch.autograd.grad(pooled.parts, sources, grad, **more)
+        results.append((pooled.parts, pooled.mass, *slopes))
+    # The gradient of a map is a sum of terms as large as features over the least mass.
+    present = results[2][1][results[2][1] > 1e-6]
+    largest = present.reciprocal().max().item() if len(present) and normalize else 1.0
+    largest *= wide[0].abs().max().item() * (1 if mode == "sum" else largest)
+    for number, (one, other, truth) in enumerate(zip(*results, strict=True)):
+        check(one, other, truth, dtype, 0.0 if number < 2 else (1.0, largest)[number - 2])
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("splits", [1, 2, 3, 4])
 def test_shares_of_the_cells(mode, splits, device, monkeypatch):
@@ -284,6 +333,10 @@ def test_autocast(active, device):
     with torch.autocast(device.type, dtype=active):
         found = part_mask_pool(features, maps, implementation="triton")
         expected = part_mask_pool(features, maps, implementation="torch")
+        with torch.autocast(device.type, enabled=False):
+            off = part_mask_pool(features, maps, implementation="triton")
+    plain = part_mask_pool(features, maps, implementation="triton")
+    assert all(torch.equal(*pair) for pair in zip(off, plain, strict=True))
     assert found.parts.dtype == active
     assert found.mass.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=torch.finfo(active).eps, atol=1e-5)

@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 from cases import DTYPES, LAYOUTS, check, covering, far_apart, lay_out, name
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from partlocal.correlation import StructureCorrelation, structure_correlation
 from partlocal.kernels import structure_correlation as kernels
@@ -65,6 +67,46 @@ def test_definition(case, device):
     least = shortest**-2 if case["c"] == 1 else 0.0
     for one, other, truth in zip(found, same, oracle, strict=True):
         check(one, other, truth, case["dtype"], least)
+
+
+KINDS = {
+    "ordinary": lambda parts, i: parts[i],
+    "zero": lambda parts, i: parts[i] * 0,
+    "twin of the first": lambda parts, i: parts[0],
+    "too short": lambda parts, i: parts[i] / parts[i].norm() * 0.95e-12,
+    "long enough": lambda parts, i: parts[i] / parts[i].norm() * 1.05e-12,
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_properties(data):
+    """Any shape, layout and dtype, parts that are nothing or nearly so; only on a CPU."""
+    b, k, c = (data.draw(st.integers(1, most)) for most in (2, 7, 20))
+    dtype, layout = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(LAYOUTS))
+    magnitude = data.draw(st.sampled_from([1.0, 5e4 if dtype == torch.float16 else 1e15]))
+    kinds = data.draw(st.lists(st.sampled_from(list(KINDS)), min_size=k, max_size=k))
+    parts = draw(b, k, c, seed=data.draw(st.integers(0, 99))).clamp(-1, 1) * magnitude
+    chosen = [[KINDS[kind](image, i) for i, kind in enumerate(kinds)] for image in parts]
+    parts = torch.stack([torch.stack(image) for image in chosen])
+    parts = lay_out(parts.to(dtype), layout).requires_grad_()
+    seen = draw(b, k, seed=1) > -0.5
+    seen = data.draw(st.sampled_from([None, seen, seen.float()]))
+    wide = parts.detach().double().requires_grad_()
+    results = []
+    for x, implementation in ((parts, "triton"), (parts, "torch"), (wide, "torch")):
+        out = structure_correlation(x, seen, implementation)
+        # An infinite distance has no gradient.
+        grad = torch.where(out.isfinite(), draw(*out.shape, seed=2), 0).to(out)
+        results.append((out, *torch.autograd.grad(out, x, grad)))
+    for numbers in (slice(0, c), slice(c, None, 2), slice(c + 1, None, 2)):
+        check(*(result[0][..., numbers] for result in results), dtype)
+    length = wide.detach().norm(dim=2)
+    steepest = (
+        1 / length[length > kernels.NULL].min().item() if (length > kernels.NULL).any() else 1
+    )
+    if dtype != torch.float16 or magnitude == 1:  # where no distance was infinite
+        check(*(result[1] for result in results), dtype, steepest)
 
 
 @pytest.mark.parametrize("k", [1, 3, 33, 100, 256])
@@ -232,6 +274,9 @@ def test_autocast(active, device):
     parts = draw(2, 6, 32).to(device)
     with torch.autocast(device.type, dtype=active):
         found, expected = (structure_correlation(parts, None, i) for i in ("triton", "torch"))
+        with torch.autocast(device.type, enabled=False):
+            off = structure_correlation(parts, None, "triton")
+    assert torch.equal(off, structure_correlation(parts, None, "triton"))
     assert found.dtype == active
     # The interpreter cuts bfloat16 off where a GPU rounds: one unit in the last place.
     rounding = torch.finfo(active).eps
