@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, check, covering, far_apart, lay_out, name
+from cases import DTYPES, LAYOUTS, PHASES, check, covering, far_apart, lay_out, name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,7 +84,7 @@ def test_definition(case, device):
     check_all(logits, least=least, parts=PARTS[case["n"]], size=new, **how)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, phases=PHASES)
 @given(st.data())
 def test_properties(data):
     b, n = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 6))
@@ -98,6 +98,16 @@ def test_properties(data):
     check_all(logits, False, parts=parts, size=new, downsample=downsample)
 
 
+@pytest.mark.parametrize("norm", ["l2", "sum"])
+def test_least_norm(norm, device):
+    """Scores are divided by their norm, but by no less than 1e-6."""
+    scores = torch.tensor([3.0, 4.0], device=device).view(1, 2, 1, 1)
+    how = {"parts": (0, 1), "size": 1, "activation": None, "norm": norm}
+    for unit in (1e-30, 1e-7, 1.4e-7, 2.1e-7, 1.0):
+        found = part_maps(scores * unit, implementation="triton", **how)
+        torch.testing.assert_close(found, part_maps(scores * unit, **how), rtol=1e-6, atol=0)
+
+
 MAGNITUDES = {
     torch.float16: [1e-7, 1.0, 6e4],
     torch.bfloat16: [1e-30, 1e-6, 1.0, 1e38],
@@ -105,7 +115,7 @@ MAGNITUDES = {
 }
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, phases=PHASES)
 @given(st.data())
 def test_extremes(data):
     """Logits near the limits of their dtype, labels that are masked out, in every mode."""

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, check, covering, far_apart, lay_out, name
+from cases import DTYPES, LAYOUTS, PHASES, check, covering, far_apart, lay_out, name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,7 +109,7 @@ def test_boundaries(mode, grid, c, k, b, device):
     check_all(*inputs(grid, c, k, b, torch.float32, device), mode, second=False)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, phases=PHASES)
 @given(data=st.data())
 def test_properties(data):
     """Any shape, layout and dtype; only on a CPU, where fixtures are not needed."""
@@ -119,6 +119,20 @@ def test_properties(data):
     device = torch.device("cpu")
     tensors = inputs(tuple(shape[:2]), *shape[2:], dtype, device, layout, maps_layout)
     check_all(*tensors, data.draw(st.sampled_from(MODES)), data.draw(st.booleans()), second=False)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_least_mass(mode, dtype, device):
+    """A part is there from a mass of more than 1e-6 on."""
+    maps = torch.zeros(1, 2, 3, 3)
+    maps[0, :, 1, 1] = torch.tensor([0.95e-6, 1.06e-6])
+    features, maps = draw(1, 4, 3, 3).to(device, dtype), maps.to(device, dtype)
+    how = {"mode": mode, "area_threshold": 1e-9}
+    parts = part_mask_pool(features, maps, implementation="triton", **how).parts[0]
+    assert parts[0].eq(0).all()
+    expected = features[0, :, 1, 1].float() / (1 if mode == "sum" else maps[0, 1, 1, 1].float())
+    torch.testing.assert_close(parts[1], expected.to(dtype))
 
 
 KINDS = {
@@ -138,7 +152,7 @@ MAGNITUDES = {
 }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, phases=PHASES)
 @given(data=st.data())
 def test_extremes(data):
     """Faint and tiny parts, features near the limits of their dtype; only on a CPU."""

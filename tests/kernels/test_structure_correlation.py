@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, check, covering, far_apart, lay_out, name
+from cases import DTYPES, LAYOUTS, PHASES, check, covering, far_apart, lay_out, name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,7 +78,7 @@ KINDS = {
 }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, phases=PHASES)
 @given(st.data())
 def test_properties(data):
     """Any shape, layout and dtype, parts that are nothing or nearly so; only on a CPU."""
