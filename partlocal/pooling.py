@@ -75,8 +75,9 @@ def part_mask_pool(
 
     Raises:
         ValueError: wrong shapes or devices, an empty batch, no part, an unknown mode, or maps,
-            visibility or features that are not finite (checked in eager mode on a CPU, features
-            as far as they reach a part).
+            visibility or features that are not finite, or whose sums pass float32 (checked in
+            eager mode on a CPU, features as far as they reach a part). A part that only half
+            precision cannot hold, as a sum without `normalize` may be, is infinite instead.
         TypeError: features or maps are not floating point.
         NotImplementedError: `implementation="triton"` where the kernel cannot run.
 
@@ -213,7 +214,10 @@ def _masked_max(features: Tensor, area: Bool[Tensor, "b k h w"]) -> Tensor:
     cell = _search(features.detach(), area, lambda under: under.flatten(2).max(2).indices)
     image = torch.arange(batch, device=features.device)[:, None, None]
     channel = torch.arange(channels, device=features.device)
-    return features[image, channel, cell // width, cell % width]
+    # Wide, so that a cell's gradients from several parts are not added in half precision.
+    return features.to(accumulation_dtype(features.dtype))[
+        image, channel, cell // width, cell % width
+    ]
 
 
 def _search(features: Tensor, area: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ import jaxtyping
 import pytest
 import torch
 
+from partlocal import part_maps, part_mask_pool, structure_correlation
 from partlocal.kernels import KERNELS, check_implementation, runs_kernel
 
 
@@ -60,3 +61,21 @@ def test_a_kernel_is_chosen_by_device_and_dtype(monkeypatch):
 def test_errors(arguments, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         runs_kernel(*arguments, parts=torch.ones(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("operation", KERNELS)
+def test_nothing_is_launched_on_a_cpu(operation, dtype, monkeypatch):
+    """Outside of Triton's interpreter: the error comes before the kernel."""
+    triton = pytest.importorskip("triton")
+    launched = []
+    monkeypatch.setattr(triton.JITFunction, "run", lambda *_, **__: launched.append(1))
+    x = torch.ones(1, 3, 4, 4, dtype=dtype)
+    call, arguments = {
+        "part_maps": (part_maps, (x, (0,), 2)),
+        "part_mask_pool": (part_mask_pool, (x, x)),
+        "structure_correlation": (structure_correlation, (x[0],)),
+    }[operation]
+    with pytest.raises(NotImplementedError, match=f"{operation} needs .* got cpu: move it there"):
+        call(*arguments, implementation="triton")
+    assert not launched

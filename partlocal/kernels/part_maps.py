@@ -243,8 +243,8 @@ def maps_and_peaks(
     b, n, height, width = logits.shape
     if n > MAX_LABELS:
         raise NotImplementedError(
-            f"implementation='triton': part_maps takes at most {MAX_LABELS} labels; got {n}: "
-            "use implementation='auto' or 'torch'"
+            f"implementation='triton': part_maps takes logits of at most {MAX_LABELS} labels; got "
+            f"{n}: use implementation='auto' or 'torch'"
         )
     (h, w), k = size, len(labels)
     blocks = configuration("forward", n, w)
@@ -404,11 +404,8 @@ def _save_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _second(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, cell, peak_at = ctx.saved_tensors
-
-    def once(grad_maps: Tensor, grad_peak: Tensor, logits: Tensor) -> Tensor:
-        return gradient(grad_maps, grad_peak, logits, cell, peak_at, *ctx.how)
-
-    return *derive(once, inputs, grad), *[None] * 6
+    first = derive(lambda m, p, x: gradient(m, p, x, cell, peak_at, *ctx.how), inputs, grad)
+    return *first, *[None] * 6
 
 
 maps_and_peaks.register_autograd(_backward, setup_context=_save)

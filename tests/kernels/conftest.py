@@ -31,3 +31,16 @@ def poison():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Return a list that grows by one with every kernel that is launched."""
+    from partlocal.kernels.part_maps import maps_kernel  # noqa: PLC0415
+
+    kind, launched = type(maps_kernel), []
+    launch = kind.__getitem__
+    monkeypatch.setattr(
+        kind, "__getitem__", lambda kernel, grid: launched.append(kernel) or launch(kernel, grid)
+    )
+    return launched

@@ -1,11 +1,12 @@
 """The kernels of `part_mask_pool` against its definition in PyTorch."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, check, covering, far_apart, lay_out, name
+from cases import DTYPES, LAYOUTS, PHASES, check, covering, far_apart, lay_out, name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,7 +109,7 @@ def test_boundaries(mode, grid, c, k, b, device):
     check_all(*inputs(grid, c, k, b, torch.float32, device), mode, second=False)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, phases=PHASES)
 @given(data=st.data())
 def test_properties(data):
     """Any shape, layout and dtype; only on a CPU, where fixtures are not needed."""
@@ -118,6 +119,69 @@ def test_properties(data):
     device = torch.device("cpu")
     tensors = inputs(tuple(shape[:2]), *shape[2:], dtype, device, layout, maps_layout)
     check_all(*tensors, data.draw(st.sampled_from(MODES)), data.draw(st.booleans()), second=False)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_least_mass(mode, dtype, device):
+    """A part is there from a mass of more than 1e-6 on."""
+    maps = torch.zeros(1, 2, 3, 3)
+    maps[0, :, 1, 1] = torch.tensor([0.95e-6, 1.06e-6])
+    features, maps = draw(1, 4, 3, 3).to(device, dtype), maps.to(device, dtype)
+    how = {"mode": mode, "area_threshold": 1e-9}
+    parts = part_mask_pool(features, maps, implementation="triton", **how).parts[0]
+    assert parts[0].eq(0).all()
+    expected = features[0, :, 1, 1].float() / (1 if mode == "sum" else maps[0, 1, 1, 1].float())
+    torch.testing.assert_close(parts[1], expected.to(dtype))
+
+
+KINDS = {
+    "soft": lambda soft: soft,
+    "nothing": lambda soft: soft * 0,
+    "one cell": lambda soft: (soft == soft.max()) * soft.clamp(min=0.6),
+    "no area": lambda soft: soft * 0.4,
+    "too little": lambda soft: (soft == soft.max()) * 0.95e-6,
+    "just enough": lambda soft: (soft == soft.max()) * 1.06e-6,
+    "tiny": lambda soft: soft * 1e-30,
+}
+# A number near the least, one near 1, and one that is large but whose sums are finite.
+MAGNITUDES = {
+    torch.float16: [1e-6, 1.0, 6e4],
+    torch.bfloat16: [1e-28, 1.0, 1e28],
+    torch.float32: [1e-28, 1.0, 1e28],
+}
+
+
+@settings(max_examples=25, deadline=None, phases=PHASES)
+@given(data=st.data())
+def test_extremes(data):
+    """Faint and tiny parts, features near the limits of their dtype; only on a CPU."""
+    b, c, k, h, w = (data.draw(st.integers(1, most)) for most in (2, 5, 4, 5, 5))
+    mode, normalize = data.draw(st.sampled_from(MODES)), data.draw(st.booleans())
+    dtype = data.draw(st.sampled_from(DTYPES))
+    magnitude = data.draw(st.sampled_from(MAGNITUDES[dtype]))
+    kinds = data.draw(st.lists(st.sampled_from(list(KINDS)), min_size=k, max_size=k))
+    soft = draw(b, k, h, w, seed=data.draw(st.integers(0, 99))).sigmoid()
+    maps = [[KINDS[kind](one) for kind, one in zip(kinds, of, strict=True)] for of in soft]
+    features = (draw(b, c, h, w).clamp(-1, 1) * magnitude).to(dtype)
+    maps = torch.stack([torch.stack(of) for of in maps]).to(dtype)
+    features, maps = (lay_out(x, data.draw(st.sampled_from(LAYOUTS))) for x in (features, maps))
+    wide = features.double(), maps.double()
+    how = ((features, maps, "triton"), (features, maps, "torch"), (*wide, "torch"))
+    results = []
+    for one, other, implementation in how:
+        sources = one.detach().requires_grad_(), other.detach().requires_grad_()
+        pooled = part_mask_pool(*sources, mode, normalize, implementation=implementation)
+        grad = draw(*pooled.parts.shape, seed=1).to(pooled.parts)
+        more = {"allow_unused": True, "materialize_grads": True}
+        slopes = torch.autograd.grad(pooled.parts, sources, grad, **more)
+        results.append((pooled.parts, pooled.mass, *slopes))
+    # The gradient of a map is a sum of terms as large as features over the least mass.
+    present = results[2][1][results[2][1] > 1e-6]
+    largest = present.reciprocal().max().item() if len(present) and normalize else 1.0
+    largest *= wide[0].abs().max().item() * (1 if mode == "sum" else largest)
+    for number, (one, other, truth) in enumerate(zip(*results, strict=True)):
+        check(one, other, truth, dtype, 0.0 if number < 2 else (1.0, largest)[number - 2])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -283,6 +347,10 @@ def test_autocast(active, device):
     with torch.autocast(device.type, dtype=active):
         found = part_mask_pool(features, maps, implementation="triton")
         expected = part_mask_pool(features, maps, implementation="torch")
+        with torch.autocast(device.type, enabled=False):
+            off = part_mask_pool(features, maps, implementation="triton")
+    plain = part_mask_pool(features, maps, implementation="triton")
+    assert all(torch.equal(*pair) for pair in zip(off, plain, strict=True))
     assert found.parts.dtype == active
     assert found.mass.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=torch.finfo(active).eps, atol=1e-5)
@@ -314,6 +382,75 @@ def test_three_derivatives_of_one_product(device):
         torch.testing.assert_close(value, expected)
         found = torch.autograd.grad(value, (features, weights, sums))
         torch.testing.assert_close(found, gradients)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"features": torch.ones(2, 4, 3, 3, dtype=torch.float64)},
+            NotImplementedError,
+            "implementation='triton': part_mask_pool needs features in float32, float16 or "
+            "bfloat16; got torch.float64: use implementation='auto' or 'torch'",
+        ),
+        (
+            {
+                "features": torch.ones(2, 4, 3, 3, device="meta"),
+                "maps": torch.ones(2, 3, 3, 3, device="meta"),
+            },
+            NotImplementedError,
+            "implementation='triton': part_mask_pool needs features on a CUDA or ROCm device; got "
+            "meta: move it there, or use implementation='auto' or 'torch'",
+        ),
+        (
+            {"features": torch.ones(2, 4, 3, 3, dtype=torch.int64)},
+            TypeError,
+            "features must be floating point; got torch.int64: pass features.float()",
+        ),
+        (
+            {"maps": torch.ones(2, 3, 3, 3, dtype=torch.int64)},
+            TypeError,
+            "maps must be floating point; got torch.int64: pass maps.float()",
+        ),
+        *(
+            (
+                {name: torch.ones(shape, device="meta")},
+                ValueError,
+                f"{name} must be on DEVICE (as features); got meta: pass {name}.to('DEVICE')",
+            )
+            for name, shape in (("maps", (2, 3, 3, 3)), ("visibility", (2, 3)))
+        ),
+        (
+            {"maps": torch.ones(1, 3, 3, 3)},
+            ValueError,
+            "maps must be [b, k, h, w] with b = 2 (as features); got [1, 3, 3, 3]",
+        ),
+        (
+            {"features": torch.ones(2, 9, 4), "grid": (3, 4)},
+            ValueError,
+            "grid must have h * w = 9 cells (as the tokens); got (3, 4): drop prefix tokens first",
+        ),
+    ],
+)
+def test_errors(change, error, message, device, launches):
+    """Each before anything is launched."""
+    good = {
+        "features": torch.ones(2, 4, 3, 3, device=device),
+        "maps": torch.ones(2, 3, 3, 3, device=device),
+    }
+    moved = {
+        name: value.to(device) if torch.is_tensor(value) and not value.is_meta else value
+        for name, value in (good | change).items()
+    }
+    message = message.replace("DEVICE", str(good["maps"].device))
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        part_mask_pool(**moved, implementation="triton")
+    assert not launches
+    # Maps of any precision beside any features: they are taken in float32.
+    good["maps"] = good["maps"].double()
+    found = part_mask_pool(**good, implementation="triton")
+    assert launches
+    torch.testing.assert_close(found, part_mask_pool(**good))
 
 
 COMPILE = """

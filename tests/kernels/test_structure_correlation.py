@@ -1,11 +1,14 @@
 """The kernels of `structure_correlation` against its definition in PyTorch."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, check, covering, far_apart, lay_out, name
+from cases import DTYPES, LAYOUTS, PHASES, check, covering, far_apart, lay_out, name
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from partlocal.correlation import StructureCorrelation, structure_correlation
 from partlocal.kernels import structure_correlation as kernels
@@ -66,6 +69,46 @@ def test_definition(case, device):
         check(one, other, truth, case["dtype"], least)
 
 
+KINDS = {
+    "ordinary": lambda parts, i: parts[i],
+    "zero": lambda parts, i: parts[i] * 0,
+    "twin of the first": lambda parts, i: parts[0],
+    "too short": lambda parts, i: parts[i] / parts[i].norm() * 0.95e-12,
+    "long enough": lambda parts, i: parts[i] / parts[i].norm() * 1.05e-12,
+}
+
+
+@settings(max_examples=25, deadline=None, phases=PHASES)
+@given(st.data())
+def test_properties(data):
+    """Any shape, layout and dtype, parts that are nothing or nearly so; only on a CPU."""
+    b, k, c = (data.draw(st.integers(1, most)) for most in (2, 7, 20))
+    dtype, layout = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(LAYOUTS))
+    magnitude = data.draw(st.sampled_from([1.0, 5e4 if dtype == torch.float16 else 1e15]))
+    kinds = data.draw(st.lists(st.sampled_from(list(KINDS)), min_size=k, max_size=k))
+    parts = draw(b, k, c, seed=data.draw(st.integers(0, 99))).clamp(-1, 1) * magnitude
+    chosen = [[KINDS[kind](image, i) for i, kind in enumerate(kinds)] for image in parts]
+    parts = torch.stack([torch.stack(image) for image in chosen])
+    parts = lay_out(parts.to(dtype), layout).requires_grad_()
+    seen = draw(b, k, seed=1) > -0.5
+    seen = data.draw(st.sampled_from([None, seen, seen.float()]))
+    wide = parts.detach().double().requires_grad_()
+    results = []
+    for x, implementation in ((parts, "triton"), (parts, "torch"), (wide, "torch")):
+        out = structure_correlation(x, seen, implementation)
+        # An infinite distance has no gradient.
+        grad = torch.where(out.isfinite(), draw(*out.shape, seed=2), 0).to(out)
+        results.append((out, *torch.autograd.grad(out, x, grad)))
+    for numbers in (slice(0, c), slice(c, None, 2), slice(c + 1, None, 2)):
+        check(*(result[0][..., numbers] for result in results), dtype)
+    length = wide.detach().norm(dim=2)
+    steepest = (
+        1 / length[length > kernels.NULL].min().item() if (length > kernels.NULL).any() else 1
+    )
+    if dtype != torch.float16 or magnitude == 1:  # where no distance was infinite
+        check(*(result[1] for result in results), dtype, steepest)
+
+
 @pytest.mark.parametrize("k", [1, 3, 33, 100, 256])
 def test_many_parts(k, device):
     case = {"k": k, "c": 5, "b": 1, "layout": "contiguous", "dtype": torch.float32}
@@ -79,10 +122,54 @@ def test_many_parts(k, device):
         check(one, other, truth, torch.float32)
 
 
-def test_too_many_parts(device):
-    message = "structure_correlation takes at most 256 parts; got 257: use implementation='auto'"
-    with pytest.raises(NotImplementedError, match=message):
-        structure_correlation(torch.ones(1, 257, 1, device=device), implementation="triton")
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"parts": torch.ones(1, 257, 1)},
+            NotImplementedError,
+            "implementation='triton': structure_correlation takes at most 256 parts; got 257: use "
+            "implementation='auto' or 'torch'",
+        ),
+        (
+            {"parts": torch.ones(1, 3, 4, dtype=torch.float64)},
+            NotImplementedError,
+            "implementation='triton': structure_correlation needs parts in float32, float16 or "
+            "bfloat16; got torch.float64: use implementation='auto' or 'torch'",
+        ),
+        (
+            {"parts": torch.ones(1, 3, 4, device="meta")},
+            NotImplementedError,
+            "implementation='triton': structure_correlation needs parts on a CUDA or ROCm device; "
+            "got meta: move it there, or use implementation='auto' or 'torch'",
+        ),
+        (
+            {"parts": torch.ones(1, 3, 4, dtype=torch.int32)},
+            TypeError,
+            "parts must be floating point; got torch.int32: pass parts.float()",
+        ),
+        (
+            {"visibility": torch.ones(1, 4)},
+            ValueError,
+            "visibility must be [b, k] = [1, 3] (as parts); got [1, 4]",
+        ),
+        (
+            {"visibility": torch.ones(1, 3, device="meta")},
+            ValueError,
+            "visibility must be on DEVICE (as parts); got meta: pass visibility.to('DEVICE')",
+        ),
+    ],
+)
+def test_errors(change, error, message, device, launches):
+    """Each before anything is launched."""
+    good = {"parts": torch.ones(1, 3, 4, device=device)}
+    moved = {name: x if x.is_meta else x.to(device) for name, x in (good | change).items()}
+    message = message.replace("DEVICE", str(good["parts"].device))
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        structure_correlation(**moved, implementation="triton")
+    assert not launches
+    structure_correlation(**good, implementation="triton")
+    assert launches
 
 
 def test_hand_worked(device):
@@ -187,6 +274,9 @@ def test_autocast(active, device):
     parts = draw(2, 6, 32).to(device)
     with torch.autocast(device.type, dtype=active):
         found, expected = (structure_correlation(parts, None, i) for i in ("triton", "torch"))
+        with torch.autocast(device.type, enabled=False):
+            off = structure_correlation(parts, None, "triton")
+    assert torch.equal(off, structure_correlation(parts, None, "triton"))
     assert found.dtype == active
     # The interpreter cuts bfloat16 off where a GPU rounds: one unit in the last place.
     rounding = torch.finfo(active).eps
