@@ -108,13 +108,11 @@ def losses(rows: list[Results]) -> list[str]:
     ]
 
 
-def section(folder: Path) -> list[str]:
-    """Return all that one machine found, and draw its figure."""
-    report = json.loads((folder / "speed.json").read_text())
+def section(report: dict[str, Any], figure: str) -> list[str]:
+    """Return all that one machine found."""
     rows = list(rows_of(report))
     operations = [r for r in rows if r[0]["provider"] == OURS]
     whole = [r for r in rows if r[0]["provider"] != OURS]
-    draw(operations, DOCS / f"speed-{folder.name}.png")
     top, won = report["ceilings"], report["summary"]
     rates = ", ".join(
         f"{number(1000 * rate)} GFLOP/s in {name.removesuffix('_tflop_s')}"
@@ -130,7 +128,7 @@ def section(folder: Path) -> list[str]:
         f"{sum(won.values())} rows {won['wins']} are won by more than 5 %, {won['ties']} are ties "
         f"and {won['losses']} are lost.",
         "",
-        f"![Time of the best other way and of the broadcast product]({f'speed-{folder.name}.png'})",
+        f"![Time of the best other way and of the broadcast product]({figure})",
         "",
     ]
     for operation in dict.fromkeys(r[0]["operation"] for r in operations):
@@ -143,8 +141,9 @@ def section(folder: Path) -> list[str]:
     return lines
 
 
-def draw(rows: list[Results], path: Path) -> None:
+def draw(report: dict[str, Any], path: Path) -> None:
     """Draw for each row how long the others take, where we take 1."""
+    rows = [r for r in rows_of(report) if r[0]["provider"] == OURS]
     figure, axis = plt.subplots(figsize=(9, 1 + 0.2 * len(rows)))
     names = [f"{r[0]['operation']}, {title(r[0])}" for r in rows]
     best = [others(r)[0]["ratio"] for r in rows]
@@ -169,10 +168,22 @@ def draw(rows: list[Results], path: Path) -> None:
     plt.close(figure)
 
 
+def sections() -> Iterator[tuple[dict[str, Any], Path]]:
+    """Yield what each machine found, and where its figure goes."""
+    for path in sorted(RESULTS.glob("*/speed.json")):
+        yield json.loads(path.read_text()), DOCS / f"speed-{path.parent.name}.png"
+
+
+def block() -> list[str]:
+    """Return what stands on the page."""
+    return [x for report, figure in sections() for x in ["", *section(report, figure.name)]][1:]
+
+
 def main() -> None:
-    """Fill the block of the page."""
-    lines = [x for folder in sorted(RESULTS.iterdir()) for x in ["", *section(folder)]][1:]
-    runpy.run_path(str(DOCS / "results.py"))["fill"](DOCS / "speed.md", "speed", lines)
+    """Fill the block of the page, and draw the figures."""
+    runpy.run_path(str(DOCS / "results.py"))["fill"](DOCS / "speed.md", "speed", block())
+    for report, figure in sections():
+        draw(report, figure)
 
 
 if __name__ == "__main__":
