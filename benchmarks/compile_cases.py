@@ -5,10 +5,9 @@ do any two of these. An operation that is run launches its kernels; `compile_ker
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from partlocal.kernels import structure_correlation as structure
 Case = tuple[str, Callable[[], object]]
 REGULAR, IRREGULAR = ["contiguous", "channels last"], ["sliced", "offset"]
 LAYOUTS = [*REGULAR, "sliced"]  # sliced: nothing is aligned, and no size
-POWERS = [2**i for i in range(11)]
 
 
 def all_cases() -> Iterator[Case]:
@@ -36,24 +34,19 @@ def all_cases() -> Iterator[Case]:
     yield from gradient_cases()
 
 
-def shapes_of(configure: Callable[..., dict], *sizes: Iterable[int]) -> list[tuple[int, ...]]:
-    """Return sizes that lead to each set of blocks: the largest, as a size of 1 is a special one.
+def sizes_of(configure: Callable[[int], dict], most: int) -> list[int]:
+    """Return powers of two that lead to each set of blocks: the largest, as 1 is a special case.
 
-    >>> shapes_of(lambda k: {"BLOCK_K": max(k, 4)}, [1, 2, 4, 8])
-    [(8,), (4,)]
+    >>> sizes_of(lambda k: {"BLOCK_K": max(k, 4)}, most=8)
+    [4, 8]
     """
-    found: dict[tuple, tuple[int, ...]] = {}
-    for shape in sorted(product(*sizes), key=prod, reverse=True):
-        found.setdefault(tuple(configure(*shape).items()), shape)
-    return list(found.values())
+    powers = [2**i for i in range(most.bit_length())]
+    return list({tuple(configure(size).items()): size for size in powers}.values())
 
 
-def odd(configure: Callable[..., dict], *sizes: int) -> tuple[int, ...]:
-    """Return sizes that are multiples of nothing, with the blocks of the given powers of two."""
-    larger = (*(max(size - 1, 1) for size in sizes[:-1]), 3 * sizes[-1] - 1)
-    smaller = tuple(max(size - 1, 1) for size in sizes)
-    same = (shape for shape in (larger, smaller) if configure(*shape) == configure(*sizes))
-    return next(same, sizes)
+def odd(configure: Callable[[int], dict], size: int) -> int:
+    """Return a size one smaller, the multiple of nothing, if it leads to the same blocks."""
+    return size - 1 if size > 1 and configure(size - 1) == configure(size) else size
 
 
 def _cases(operation: str, run: Callable[..., object], **axes: Any) -> Iterator[Case]:
@@ -66,10 +59,10 @@ def _cases(operation: str, run: Callable[..., object], **axes: Any) -> Iterator[
 def maps_cases() -> Iterator[Case]:
     """Yield what runs `part_maps`: forward with the combination of peaks, and backward."""
 
-    def run(kernel, shape, layout, dtype, activation, norm, over_parts, use_max):
-        (n, cells), times = shape, 2
+    def run(kernel, n, layout, dtype, activation, norm, over_parts, use_max):
+        cells, times = 32, 2
         if layout == "sliced":
-            (n, cells), times = odd(partial(mapping.configuration, kernel), n, cells), 3
+            n, cells, times = odd(partial(mapping.configuration, kernel), n), 31, 3
         logits = lay_out(torch.ones(2, n, 2 * times, cells * times, dtype=dtype), layout)
         labels, how = list(range(n)), (activation, norm, over_parts)
         if kernel == "forward":
@@ -79,11 +72,11 @@ def maps_cases() -> Iterator[Case]:
         peak = torch.empty(2, n)
         mapping.maps_backward(maps, peak, logits, cell.int(), peak.int(), labels, *how)
 
-    for kernel, cells in ("forward", POWERS[4:6]), ("backward", [64]):
+    for kernel in "forward", "backward":
         yield from _cases(
             f"maps {kernel}",
             partial(run, kernel),
-            shape=shapes_of(partial(mapping.configuration, kernel), POWERS[1:], cells),
+            n=sizes_of(partial(mapping.configuration, kernel), 1024),
             layout=LAYOUTS,
             dtype=DTYPES,
             activation=["softmax", "sigmoid", "none"],
@@ -96,8 +89,10 @@ def maps_cases() -> Iterator[Case]:
 def structure_cases() -> Iterator[Case]:
     """Yield what runs `structure_correlation` and its gradient."""
 
-    def run(shape, layout, dtype, seen):
-        k, c = odd(structure.configuration, *shape) if layout == "sliced" else shape
+    def run(k, layout, dtype, seen):
+        c = 128
+        if layout == "sliced":
+            k, c = odd(structure.configuration, k), 131
         parts = lay_out(torch.ones(2, k, c, dtype=dtype), layout)
         given = None if seen is None else torch.ones(2, k, dtype=seen)
         out = structure.structure_correlation(parts, given, dtype)
@@ -106,7 +101,7 @@ def structure_cases() -> Iterator[Case]:
     yield from _cases(
         "structure",
         run,
-        shape=shapes_of(structure.configuration, POWERS[1:9], POWERS[4:]),
+        k=sizes_of(structure.configuration, 256),
         layout=LAYOUTS,
         dtype=DTYPES,
         seen=[None, torch.bool, torch.float32],
@@ -119,7 +114,7 @@ def _features(
     """Return features of FSENet's grid, or of an odd one, and maps."""
     c, side = 128, 28
     if layout not in REGULAR:
-        (k,), c, side = odd(partial(pooling.configuration, kernel), k), 131, 7
+        k, c, side = odd(partial(pooling.configuration, kernel), k), 131, 7
     features = lay_out(torch.ones(1, c, side, side, dtype=dtype), layout)
     maps = lay_out(torch.ones(1, k, side, side), maps_layout)
     return [x.expand(b, -1, -1, -1) for x in (features, maps)]
@@ -128,10 +123,10 @@ def _features(
 def pool_cases() -> Iterator[Case]:
     """Yield what runs `part_mask_pool`: in one share of the cells, in shares, and plain sums."""
 
-    def run(mode, shape, layout, maps_layout, dtype, normalize, programs):
+    def run(mode, k, layout, maps_layout, dtype, normalize, programs):
         b = 1 if programs == "shares" else 256
         kernel = "max" if mode == "max" else "sum"
-        features, maps = _features(kernel, *shape, layout, maps_layout, dtype, b)
+        features, maps = _features(kernel, k, layout, maps_layout, dtype, b)
         if programs == "plain":
             pooling.part_sums(features, maps)
         else:
@@ -141,16 +136,21 @@ def pool_cases() -> Iterator[Case]:
     shares = {"layout": "contiguous", "maps_layout": "contiguous", "programs": "shares"}
     yield from _cases(
         "shares",
-        partial(run, shape=(6,), dtype=torch.float32, **shares),
+        partial(run, k=6, dtype=torch.float32, **shares),
         mode=["sum", "mean", "max"],
         normalize=[False, True],
     )
-    for modes, layouts in product((["sum", "mean"], ["max"]), (REGULAR, IRREGULAR)):
+    sums = ["sum", "mean"]
+    for modes, layouts in (
+        (sums, REGULAR),
+        (sums, IRREGULAR),
+        (["max"], [*REGULAR, *IRREGULAR]),
+    ):
         yield from _cases(
             "pool",
             run,
             mode=modes,
-            shape=shapes_of(partial(pooling.configuration, modes[0]), POWERS[:6]),
+            k=sizes_of(partial(pooling.configuration, modes[0]), 32),
             layout=layouts,
             maps_layout=["contiguous", "sliced"],
             dtype=DTYPES,
@@ -165,17 +165,17 @@ def pool_cases() -> Iterator[Case]:
 def gradient_cases() -> Iterator[Case]:
     """Yield what runs the two products that are the gradients of `part_mask_pool`."""
 
-    def spread(shape, layout, dtype, last):
-        _, maps = _features("spread", *shape, layout, layout, dtype)
+    def spread(k, layout, dtype, last):
+        _, maps = _features("spread", k, layout, layout, dtype)
         pooling.spread_parts(torch.ones(2, maps.shape[1], channels(layout)), maps, dtype, last)
 
-    def spread_cells(shape, layout, dtype, last):
-        _, maps = _features("spread", *shape, layout, layout, dtype)
+    def spread_cells(k, layout, dtype, last):
+        _, maps = _features("spread", k, layout, layout, dtype)
         sums = torch.ones(2, maps.shape[1], channels(layout))
         pooling.spread_maxima(sums, sums.int(), maps.shape[2:], dtype, last)
 
-    def multiply(shape, layout, dtype):
-        features, maps = _features("product", *shape, layout, "contiguous", dtype)
+    def multiply(k, layout, dtype):
+        features, maps = _features("product", k, layout, "contiguous", dtype)
         pooling.part_products(torch.ones(2, maps.shape[1], features.shape[1]), features)
 
     def channels(layout):
@@ -185,7 +185,7 @@ def gradient_cases() -> Iterator[Case]:
         yield from _cases(
             run.__name__.replace("_", " "),
             run,
-            shape=shapes_of(partial(pooling.configuration, "spread"), POWERS[:6]),
+            k=sizes_of(partial(pooling.configuration, "spread"), 32),
             layout=layouts,
             dtype=DTYPES,
             last=[False, True],
@@ -194,7 +194,7 @@ def gradient_cases() -> Iterator[Case]:
         yield from _cases(
             "product",
             multiply,
-            shape=shapes_of(partial(pooling.configuration, "product"), POWERS[:6]),
+            k=sizes_of(partial(pooling.configuration, "product"), 32),
             layout=layouts,
             dtype=DTYPES,
         )

@@ -198,8 +198,8 @@ def maps_backward_kernel(
     tl.store(out + at, grad, mask=inside)
 
 
-def configuration(kernel: str, n: int, cells: int = 1) -> dict[str, int]:
-    """Return the blocks and warps for n labels of rows of so many cells, or of so many pixels.
+def configuration(kernel: str, n: int) -> dict[str, int]:
+    """Return the blocks and warps for n labels.
 
     Args:
         kernel: `"forward"`, `"backward"`, or `"peaks"`, whose labels are the selected ones.
@@ -207,13 +207,12 @@ def configuration(kernel: str, n: int, cells: int = 1) -> dict[str, int]:
     if kernel == "peaks":
         block_k = power_of_two(n, 32, MAX_LABELS)
         return {"BLOCK_K": block_k, "num_warps": max(block_k // 128, 1), **LAUNCH}
-    # Few sets of blocks, because each is compiled for every GPU: maps have a side of 7 to 56 cells
-    # and logits thousands of pixels, so that smaller or larger blocks would serve toys alone.
-    tile, least, most = {"forward": (512, 16, 32), "backward": (1024, 128, 128)}[kernel]
+    # The size of maps does not choose, as each set of blocks is compiled for every GPU: 16 cells
+    # waste no more of rows of 7, 14, 28 and 56 than 32 do.
+    name, tile, most = {"forward": ("BLOCK_W", 512, 16), "backward": ("BLOCK_P", 1024, 128)}[kernel]
     block_n = power_of_two(n, 2, MAX_LABELS)
-    block = power_of_two(cells, least, max(1, min(tile // block_n, most)))
+    block = max(1, min(tile // block_n, most))
     warps = min(max(block_n * block // 128, 1), 8)
-    name = "BLOCK_W" if kernel == "forward" else "BLOCK_P"
     return {"BLOCK_N": block_n, name: block, "num_warps": warps, **LAUNCH}
 
 
@@ -247,7 +246,7 @@ def maps_and_peaks(
             "use implementation='auto' or 'torch'"
         )
     (h, w), k = size, len(labels)
-    blocks = configuration("forward", n, w)
+    blocks = configuration("forward", n)
     steps = triton.cdiv(w, blocks["BLOCK_W"])
     maps, cell, peak, peak_at = _outputs(logits, k, size, use_max, dtype)
     shares, ats = peak.new_empty((b, h * steps, k)), peak_at.new_empty((b, h * steps, k))
@@ -290,7 +289,7 @@ def maps_backward(
 ) -> Tensor:  # fmt: skip
     """Return the gradient of the logits, in their dtype, given those of maps and peaks."""
     (b, n, height, width), (k, h, w) = logits.shape, grad_maps.shape[1:]
-    blocks = configuration("backward", n, height * width)
+    blocks = configuration("backward", n)
     steps = triton.cdiv(height * width, blocks["BLOCK_P"])
     out = _like_logits(logits)
     # How many cells cover a pixel along an axis, at most.
@@ -403,8 +402,8 @@ def _save_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _second(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, cell, peak_at = ctx.saved_tensors
-    first = derive(lambda *given: gradient(*given, cell, peak_at, *ctx.how), inputs, grad)
+    inputs, at = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+    first = derive(lambda *given: gradient(*given, *at, *ctx.how), inputs, grad)
     return *first, *[None] * 6
 
 

@@ -134,13 +134,12 @@ def _inverse_length(squared, least):
     return tl.where(longer, 1 / tl.sqrt_rn(tl.where(longer, squared, 1.0)), 0.0)
 
 
-def configuration(k: int, c: int) -> dict[str, int]:
-    """Return the blocks and warps for k parts of c numbers."""
+def configuration(k: int) -> dict[str, int]:
+    """Return the blocks and warps for k parts, however long they are."""
+    # Eight numbers of the tile a thread: with more, registers spill where nothing is aligned. The
+    # length of parts does not choose, as each set of blocks is compiled for every GPU.
     block_k = power_of_two(k, 2, MAX_PARTS)
-    # No less than 128 where the tile allows it: a shorter row saves nothing in so short a kernel,
-    # and every set of blocks is one more to compile for every GPU.
-    block_c = power_of_two(c, 128, max(16, 1024 // block_k))
-    # Eight numbers of the tile a thread: with more, registers spill where nothing is aligned.
+    block_c = min(max(1024 // block_k, 16), 128)
     warps = block_k * block_c // 256
     return {"BLOCK_K": block_k, "BLOCK_C": block_c, "num_warps": warps, **LAUNCH}
 
@@ -164,7 +163,7 @@ def structure_correlation(parts: Tensor, seen: Tensor | None, dtype: torch.dtype
     given = parts if seen is None else seen.contiguous()
     with device_of(parts):
         forward_kernel[(b * k,)](
-            parts, given, out, k, c, *parts.stride(), SEEN=seen is not None, **configuration(k, c)
+            parts, given, out, k, c, *parts.stride(), SEEN=seen is not None, **configuration(k)
         )
     return out
 
@@ -184,7 +183,7 @@ def structure_correlation_backward(grad: Tensor, parts: Tensor, seen: Tensor | N
     with device_of(parts):
         backward_kernel[(b * k,)](
             grad, parts, given, grad_parts, k, c, *grad.stride(), *parts.stride(),
-            SEEN=seen is not None, **configuration(k, c),
+            SEEN=seen is not None, **configuration(k),
         )  # fmt: skip
     return grad_parts
 
