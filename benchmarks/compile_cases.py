@@ -23,7 +23,7 @@ from partlocal.kernels import structure_correlation as structure
 
 Case = tuple[str, Callable[[], object]]
 REGULAR, IRREGULAR = ["contiguous", "channels last"], ["sliced", "offset"]
-LAYOUTS = [*REGULAR, "sliced"]  # sliced: nothing is aligned, and no size
+LAYOUTS = [*REGULAR, "sliced"]  # sliced: no address is aligned, and no size even
 
 
 def all_cases() -> Iterator[Case]:
@@ -45,7 +45,7 @@ def sizes_of(configure: Callable[[int], dict], most: int) -> list[int]:
 
 
 def odd(configure: Callable[[int], dict], size: int) -> int:
-    """Return a size one smaller, the multiple of nothing, if it leads to the same blocks."""
+    """Return an odd size, one smaller, if it leads to the same blocks."""
     return size - 1 if size > 1 and configure(size - 1) == configure(size) else size
 
 

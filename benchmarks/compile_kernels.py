@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -75,7 +75,7 @@ class Report:
     spills: int  # bytes of stack or scratch a thread
     shared: int  # bytes a program
     doubles: int  # instructions in float64
-    load_bits: int  # of the widest load from global memory
+    load_bits: int  # of the widest load from global memory; 0: what all lanes share, on AMD
     loads: dict[str, int]  # the same by the name that the kernel gives to what it loads
 
 
@@ -210,7 +210,7 @@ def _amd_bits(load: str) -> int:
     return 16 if "short" in load else 8
 
 
-def reports(cases: Iterator[tuple[str, Callable[[], object]]]) -> Iterator[Report]:
+def reports(cases: Iterable[tuple[str, Callable[[], object]]]) -> Iterator[Report]:
     """Compile what the cases launch, each once for each target, in all cores."""
     launches: dict[str, tuple[str, Launch]] = {}
     for case, operation in cases:
