@@ -52,7 +52,7 @@ def model_rows(device: torch.device, quick: bool) -> Iterator[Row]:
     for compiled in (False,) if quick else (False, True):
         how = ", compiled" if compiled else ""
         one = [Provider("ParsingNet", in_half(parse), compiled=compiled)]
-        yield Row(f"ParsingNet{how}", f"b={batch} 112x112", (images,), one)
+        yield Row(f"ParsingNet{how}", f"b={batch} 112x112", (images,), one, compiled=compiled)
         for training in (False, True):
             alone.train(training)
             net.train(training)
@@ -62,7 +62,7 @@ def model_rows(device: torch.device, quick: bool) -> Iterator[Row]:
                 for (title, run), owner in zip(runs.items(), (alone, net, net), strict=True)
             ]
             kind = "training step" if training else "inference"
-            yield Row(f"FSENet {kind}{how}", shape, inputs, providers)
+            yield Row(f"FSENet {kind}{how}", shape, inputs, providers, compiled=compiled)
 
 
 def _training_step(run: Callable[..., Tensor], net: nn.Module) -> Callable[..., Tensor]:

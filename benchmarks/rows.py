@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Shape:
-    """Features `b c h w`, k parts, and the layout of the features in memory."""
+    """Features `b c h w`, k parts, the layout in memory, and whether CPUs compile for it too."""
 
     b: int
     c: int
@@ -19,22 +19,25 @@ class Shape:
     w: int
     k: int
     layout: str = "NCHW"
+    compiled: bool = False
 
 
 POOLED = {
     "face 56x56": Shape(64, 64, 56, 56, 6),
-    "face 28x28 (FSENet)": Shape(64, 128, 28, 28, 6),
+    "face 28x28 (FSENet)": Shape(64, 128, 28, 28, 6, compiled=True),
     "face 28x28 (FSENet), NHWC": Shape(64, 128, 28, 28, 6, "NHWC"),
     "face 28x28, large batch": Shape(256, 128, 28, 28, 6),
     "face 14x14": Shape(256, 256, 14, 14, 11),
     "face 28x28, 256 channels": Shape(64, 256, 28, 28, 11),
     "face 28x28, 512 channels": Shape(64, 512, 28, 28, 11),
-    "re-ID 16x8": Shape(64, 2048, 16, 8, 8),
-    "ViT 7x7": Shape(64, 384, 7, 7, 6, "NHWC"),
+    "re-ID 16x8": Shape(64, 2048, 16, 8, 8, compiled=True),
+    "ViT 7x7": Shape(64, 384, 7, 7, 6, "NHWC", compiled=True),
     "ViT 7x7, large batch": Shape(256, 384, 7, 7, 6, "NHWC"),
     "ViT 16x16": Shape(64, 768, 16, 16, 6, "NHWC"),
-    "open vocabulary 64x64": Shape(4, 256, 64, 64, 100),
+    "open vocabulary 64x64": Shape(4, 256, 64, 64, 100, compiled=True),
 }
+# The maximum gives the maps no gradient but through their mass.
+DIRECTIONS_OF = {"sum": ((), (True, False), (True, True)), "max": ((), (True, False))}
 QUICK = {
     "face 28x28 (FSENet)": Shape(16, 128, 28, 28, 6),
     "re-ID 16x8": Shape(8, 2048, 16, 8, 8),
@@ -61,6 +64,7 @@ class Row:
         providers: who does it; the first is what the others are compared with.
         differentiable: which inputs get a gradient, when the backward is timed too.
         layout: of the features in memory.
+        compiled: whether CPUs run the compiled ways too, which takes minutes; GPUs always do.
         values: numbers that must at least be read or written; 0 where nobody counted.
         flops: that must at least be computed.
         largest: numbers of every part x channel x cell.
@@ -72,6 +76,7 @@ class Row:
     providers: list[Provider]
     differentiable: tuple[bool, ...] = ()
     layout: str = "NCHW"
+    compiled: bool = False
     values: int = 0
     flops: int = 0
     largest: int = 0
@@ -101,12 +106,12 @@ def pool_rows(name: str, shape: Shape, dtype: torch.dtype, device: torch.device)
     features, maps = draw(dtype, device, b, c, h, w), part_like(b, k, h, w, device)
     if shape.layout == "NHWC":
         features = features.contiguous(memory_format=torch.channels_last)
-    for mode in ("sum", "max"):
-        for wanted in ((), (True, False), (True, True)):
+    for mode, directions in DIRECTIONS_OF.items():
+        for wanted in directions:
             yield Row(
                 f"part_mask_pool {mode}", f"{name}: b={b} c={c} k={k}", (features, maps),
                 pooling.providers(mode, device, maps_too=wanted == (True, True)), wanted,
-                shape.layout,
+                shape.layout, shape.compiled,
                 values=features.numel() * (1 + sum(wanted)) + maps.numel() + b * k * c,
                 flops=2 * b * k * c * h * w * (1 + sum(wanted) * (mode == "sum")),
                 largest=b * k * c * h * w,
@@ -125,12 +130,12 @@ def maps_rows(b: int, dtype: torch.dtype, device: torch.device) -> Iterator[Row]
         times = 1 + wanted
         yield Row(
             "part_maps", f"b={b} n={n} 128x128 to 28x28 k={k}", (logits,),
-            structure.maps_providers(device), (True,) * wanted,
+            structure.maps_providers(device), (True,) * wanted, compiled=b == 64,
             values=logits.numel() * times + maps,
         )  # fmt: skip
         yield Row(
             "logits to descriptor", f"b={b} c={c} 28x28 k={k}", (features, logits),
-            structure.chain_providers(device), (True, False) if wanted else (),
+            structure.chain_providers(device), (True, False) if wanted else (), compiled=b == 64,
             values=features.numel() * times + logits.numel() + described,
             flops=2 * b * k * c * side**2 * times, largest=b * k * c * side**2,
         )  # fmt: skip
@@ -144,7 +149,7 @@ def correlation_rows(name: str, b: int, dtype: torch.dtype, device: torch.device
     for wanted in ((), (True,)):
         yield Row(
             "structure_correlation", f"{name}: b={b} k={k} c={c}", (parts,),
-            structure.correlation_providers(device), wanted,
+            structure.correlation_providers(device), wanted, compiled=name == "face" and b == 64,
             values=(1 + len(wanted)) * b * k * (2 * c + 2 * (k - 1)),
             flops=5 * b * k * k * c // 2 * (1 + 2 * len(wanted)), largest=b * k * k * c,
         )  # fmt: skip

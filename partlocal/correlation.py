@@ -12,6 +12,7 @@ from partlocal.numerics import (
     accumulation_dtype,
     check_tensor,
     eager_on_cpu,
+    finite_above,
     refuse_non_finite,
     result_dtype,
     wide_matmul,
@@ -59,15 +60,19 @@ def structure_correlation(
         return kernel(parts, visibility, result_dtype(parts))
     wide = parts.to(accumulation_dtype(parts.dtype))
 
-    energy, nonzero = _energy(wide)
-    unit = wide * torch.where(nonzero, torch.where(nonzero, energy, 1).rsqrt(), 0)
+    energy = wide.square().sum(2, keepdim=True)
+    if finite_above(energy, NULL**2):
+        unit = wide * energy.rsqrt()
+    else:
+        refuse_non_finite(energy, "parts", "their squared lengths")
+        nonzero = _nonzero(energy)
+        unit = wide * torch.where(nonzero, torch.where(nonzero, energy, 1).rsqrt(), 0)
     cosine = wide_matmul(unit, unit.mT)
 
-    refuse_non_finite(energy, "parts", "their squared lengths")
     pairs = _off_diagonal(torch.stack([_distances(wide), cosine], dim=3))
     if visibility is not None:
         refuse_non_finite(visibility, "visibility", "its values")
-        present = (visibility > 0) & nonzero[:, :, 0]
+        present = (visibility > 0) & _nonzero(energy)[:, :, 0]
         pairs = torch.where(_off_diagonal(_both(present))[..., None], pairs, 0)
     return torch.cat([wide, pairs.flatten(2)], dim=2).to(result_dtype(parts))
 
@@ -86,8 +91,8 @@ def present_numbers(
         parts: one vector a part, zeros (a length of at most 1e-12) where it is absent.
         visibility: how visible each part is, 0 where it is absent.
     """
-    _, nonzero = _energy(parts.to(accumulation_dtype(parts.dtype)))
-    present = (visibility > 0) & nonzero[:, :, 0]
+    energy = parts.to(accumulation_dtype(parts.dtype)).square().sum(2)
+    present = (visibility > 0) & _nonzero(energy)
     own = present[..., None].expand_as(parts)
     return torch.cat([own, _off_diagonal(_both(present)).repeat_interleave(2, dim=2)], dim=2)
 
@@ -122,10 +127,9 @@ class StructureCorrelation(nn.Module):
         return f"implementation={self.implementation!r}"
 
 
-def _energy(wide: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the squared length of each part, [b, k, 1], and whether it is more than nothing."""
-    energy = wide.square().sum(2, keepdim=True)
-    return energy, ~(energy <= NULL**2)  # NaN is no absence: it must show up in the result
+def _nonzero(energy: Tensor) -> Tensor:
+    """Return whether squared lengths are more than nothing; NaN is, as it must show up."""
+    return ~(energy <= NULL**2)
 
 
 def _distances(parts: Tensor) -> Tensor:

@@ -80,6 +80,20 @@ def eager_on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def finite_above(tensor: Tensor, low: float) -> bool:
+    """Tell whether one look shows all numbers finite and above `low`; False where one may not look.
+
+    What treats the others can be left out then: on small tensors each operation left out counts.
+
+    >>> finite_above(torch.tensor([1.0, 2.0]), 0.5), finite_above(torch.tensor([torch.nan]), 0.5)
+    (True, False)
+    """
+    if not eager_on_cpu(tensor):
+        return False
+    least, most = torch.aminmax(tensor.detach())
+    return least.item() > low and most.item() < math.inf
+
+
 def refuse_non_finite(result: Tensor, name: str, seen: str) -> None:
     """Raise where `result`, a small tensor, shows that the input `name` was not finite.
 

@@ -13,6 +13,7 @@ from partlocal.numerics import (
     accumulation_dtype,
     check_tensor,
     eager_on_cpu,
+    finite_above,
     refuse_non_finite,
     result_dtype,
     wide_matmul,
@@ -100,13 +101,10 @@ def part_mask_pool(
         pooled = pool(features, maps, seen, mode, normalize, min_visibility, area_threshold)
         return PartFeatures(pooled[0].to(result_dtype(features)), pooled[1], visibility)
     mass = maps.sum((2, 3))
-    refuse_non_finite(mass, "maps", "their mass")
-    refuse_non_finite(visibility, "visibility", "its values")
-    # Not `>`, which is False for NaN: where nobody looks, NaN must show up and not be an absence.
-    present = ~((mass <= EPS) | (visibility < min_visibility))
+    present = _present(mass, visibility, min_visibility)
     divisor = mass if normalize else torch.ones_like(mass)
     if mode == "sum":
-        divisor = _for_present(divisor, present)
+        divisor = divisor if present is None else torch.where(present, divisor, torch.inf)
         # Of the two that may be divided, maps or result, the smaller.
         if features.shape[2] * features.shape[3] < features.shape[1]:
             parts = _weighted_sum(features, maps / divisor[..., None, None])
@@ -115,16 +113,16 @@ def part_mask_pool(
     else:
         area = maps >= area_threshold
         count = area.sum((2, 3))
-        present = present & (count > 0)
+        present = count > 0 if present is None else present & (count > 0)
         if mode == "mean":
             total, divisor = _weighted_sum(features, area.to(wide)), divisor * count
         else:
             # The maximum of nothing is -inf.
             total = torch.where(present[..., None], _masked_max(features, area).to(wide), 0)
-        parts = total / _for_present(divisor, present)[..., None]
+        parts = total / torch.where(present, divisor, torch.inf)[..., None]
     refuse_non_finite(parts, "features", "the pooled parts")
-    if not eager_on_cpu(present):
-        parts = torch.where(present[..., None], parts, 0)
+    if present is not None and not eager_on_cpu(present):
+        parts = torch.where(present[..., None], parts, 0)  # also where features are not finite
     return PartFeatures(parts.to(result_dtype(features)), mass, visibility)
 
 
@@ -183,9 +181,17 @@ class PartMaskPool(nn.Module):
         )
 
 
-def _for_present(divisor: Tensor, present: Tensor) -> Tensor:
-    """Return what makes numbers and gradients of absent parts 0."""
-    return torch.where(present, divisor, torch.inf)
+def _present(mass: Tensor, visibility: Tensor, min_visibility: float) -> Tensor | None:
+    """Return which parts have a mass and are visible; None where a look shows that all do.
+
+    Numbers of absent parts, and their gradients, become 0 when divided by infinity.
+    """
+    if finite_above(mass, EPS) and finite_above(visibility, min_visibility):
+        return None
+    refuse_non_finite(mass, "maps", "their mass")
+    refuse_non_finite(visibility, "visibility", "its values")
+    # Not `>`, which is False for NaN: where nobody looks, NaN must show up and not be an absence.
+    return ~((mass <= EPS) | (visibility < min_visibility))
 
 
 def _weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
