@@ -271,6 +271,7 @@ def main() -> None:
         return
     for line in summary(rows):
         print(*line, sep="\t")
+    print(f"triton {triton.__version__}")
 
 
 if __name__ == "__main__":

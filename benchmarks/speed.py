@@ -47,6 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     device, began = torch.device(options.device), time.perf_counter()
     torch.manual_seed(0)
+    report = circumstances(device)
     top = ceilings(device, options.quick)
     found: list[dict[str, Any]] = []
     print(*COLUMNS, sep="\t")
@@ -56,8 +57,7 @@ def main() -> None:
         for result in measure(row, device, top, options.quick):
             found.append(result)
             print(*(show(result.get(column)) for column in COLUMNS), sep="\t", flush=True)
-    report = {
-        **circumstances(device),
+    report |= {
         "quick": options.quick,
         "seconds": round(time.perf_counter() - began),
         "ceilings": top,

@@ -104,12 +104,15 @@ def part_mask_pool(
     present = _present(mass, visibility, min_visibility)
     divisor = mass if normalize else torch.ones_like(mass)
     if mode == "sum":
-        divisor = divisor if present is None else torch.where(present, divisor, torch.inf)
+        if present is not None:
+            divisor = torch.where(present, divisor, 1)
         # Of the two that may be divided, maps or result, the smaller.
         if features.shape[2] * features.shape[3] < features.shape[1]:
             parts = _weighted_sum(features, maps / divisor[..., None, None])
         else:
             parts = _weighted_sum(features, maps) / divisor[..., None]
+        if present is not None:
+            parts = torch.where(present[..., None], parts, 0)
     else:
         area = maps >= area_threshold
         count = area.sum((2, 3))
@@ -117,12 +120,11 @@ def part_mask_pool(
         if mode == "mean":
             total, divisor = _weighted_sum(features, area.to(wide)), divisor * count
         else:
-            # The maximum of nothing is -inf.
-            total = torch.where(present[..., None], _masked_max(features, area).to(wide), 0)
-        parts = total / torch.where(present, divisor, torch.inf)[..., None]
+            total = _masked_max(features, area).to(wide)
+        # The divisor of an absent part must be harmless too, or its gradient would be 0 * inf.
+        total = torch.where(present[..., None], total, 0)
+        parts = total / torch.where(present, divisor, 1)[..., None]
     refuse_non_finite(parts, "features", "the pooled parts")
-    if present is not None and not eager_on_cpu(present):
-        parts = torch.where(present[..., None], parts, 0)  # also where features are not finite
     return PartFeatures(parts.to(result_dtype(features)), mass, visibility)
 
 
@@ -182,10 +184,7 @@ class PartMaskPool(nn.Module):
 
 
 def _present(mass: Tensor, visibility: Tensor, min_visibility: float) -> Tensor | None:
-    """Return which parts have a mass and are visible; None where a look shows that all do.
-
-    Numbers of absent parts, and their gradients, become 0 when divided by infinity.
-    """
+    """Return which parts have a mass and are visible; None where a look shows that all do."""
     if finite_above(mass, EPS) and finite_above(visibility, min_visibility):
         return None
     refuse_non_finite(mass, "maps", "their mass")

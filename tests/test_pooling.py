@@ -764,3 +764,20 @@ with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
 torch.testing.assert_close(*both, rtol=2e-2, atol=2e-2)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("side", [2, 9])  # fewer and more cells than channels
+def test_features_that_reach_no_part(mode, side):
+    """Such as the second image here, of which nothing is seen."""
+    features = torch.ones(2, 8, side, side)
+    features[1] = torch.inf
+    features.requires_grad_()
+    maps = torch.ones(2, 3, side, side)
+    maps[1] = 0
+    parts = part_mask_pool(features, maps, mode, normalize=False).parts
+    assert parts[1].eq(0).all()
+    assert parts[0].eq(side * side if mode == "sum" else 1).all()
+    (gradient,) = torch.autograd.grad(parts.sum(), features)
+    assert gradient[1].eq(0).all()
+    assert gradient[0].ne(0).any()
