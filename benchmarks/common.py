@@ -24,61 +24,76 @@ Calls = Sequence[Callable[[], object]]
 
 def interleave(
     functions: dict[str, Calls], device: torch.device, runs: int, seconds: float
-) -> dict[str, list[float]]:
+) -> tuple[dict[str, list[float]], dict[str, bool]]:
     """Return the milliseconds of each function, run in turns so that all see the same machine.
 
     Args:
-        functions: each as calls without arguments that differ in where their inputs lie, used in
-            turn: on a GPU, enough of them that its cache holds none of the next one's.
+        functions: each as calls without arguments that differ in where their inputs lie, run one
+            after another: on a GPU, so many that its cache holds none of the next one's.
         device: where they run.
-        runs: of each at least. One much slower than the fastest stops after three.
+        runs: of each at least. One much slower than the fastest stops after three, but for the
+            first, which the others are compared with.
         seconds: that the fast ones may fill with more runs, up to ten times `runs`.
+
+    Returns:
+        The times, and which functions were replayed as CUDA graphs.
     """
+    pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    ready = {name: _captured(calls, device, pool) for name, calls in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in functions}
-    ready = {name: [_captured(call, device) for call in calls] for name, calls in functions.items()}
     names, order, began = list(ready), random.Random(0), time.perf_counter()
     for turn in range(10 * runs):
         if turn >= runs and time.perf_counter() - began > seconds:
             break
         if turn == LOOKS:
-            fastest = min(statistics.median(times[name]) for name in names)
-            names = [n for n in names if statistics.median(times[n]) <= STOP_AT * fastest]
+            middle = {name: statistics.median(times[name]) for name in names}
+            limit = STOP_AT * min(middle.values())
+            names = [n for n in names if n == next(iter(ready)) or middle[n] <= limit]
         for name in order.sample(names, len(names)):
-            call = ready[name][turn % len(ready[name])]
+            calls, _ = ready[name]
             if device.type == "cpu" and (not times[name] or times[name][-1] < LONG):
-                call()  # or the caches would be as the one before left them
-            times[name].append(_one(call, device))
-    return times
+                calls[0]()  # or the caches would be as the one before left them
+            times[name].append(_one(calls, device))
+    return times, {name: graph for name, (_, graph) in ready.items()}
 
 
-def _one(function: Callable[[], object], device: torch.device) -> float:
+def _one(calls: Calls, device: torch.device) -> float:
+    """Return the milliseconds of one call, over all of them."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        function()
+        for call in calls:
+            call()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end)
+        return start.elapsed_time(end) / len(calls)
     began = time.perf_counter()
-    function()
-    return 1e3 * (time.perf_counter() - began)
+    for call in calls:
+        call()
+    return 1e3 * (time.perf_counter() - began) / len(calls)
 
 
-def _captured(function: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """Warm up; on a GPU return the replay of a CUDA graph where the function can be captured."""
+def _captured(calls: Calls, device: torch.device, pool: Any) -> tuple[Calls, bool]:
+    """Warm up; on a GPU return the replays of CUDA graphs where the function can be captured.
+
+    The graphs share their memory: nobody reads what one of them leaves.
+    """
     for _ in range(3 if device.type == "cuda" else 1):  # a graph is captured after warming up
-        function()
+        calls[0]()
     if device.type != "cuda":
-        return function
+        return calls, False
     torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
+    replays = []
     try:
-        with torch.cuda.graph(graph):
-            function()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return function
-    return graph.replay
+        for call in calls:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                call()
+            replays.append(graph.replay)
+    except RuntimeError:  # such as a copy from the host, which no graph holds
+        torch.cuda.synchronize(device)
+        return calls, False
+    return replays, True
 
 
 def peak_megabytes(function: Callable[[], object], device: torch.device) -> float | None:
@@ -117,11 +132,11 @@ def ceilings(device: torch.device, quick: bool) -> dict[str, float]:
         else {"float32": torch.float32}
     )
     for name, dtype in dtypes.items():
-        x = torch.ones(side, side, device=device, dtype=dtype)
+        x = torch.randn(side, side, device=device, dtype=dtype)  # of ones it takes less power
         functions[name] = [lambda x=x: x @ x]
     times = {}
     for name, calls in functions.items():
-        times[name] = statistics.median(interleave({name: calls}, device, 7, 1.0)[name])
+        times[name] = statistics.median(interleave({name: calls}, device, 7, 1.0)[0][name])
     found = {"copy_gb_s": 2 * source.nbytes / times.pop("copy") / 1e6}
     return found | {f"{name}_tflop_s": 2 * side**3 / ms / 1e9 for name, ms in times.items()}
 

@@ -91,7 +91,7 @@ def all_rows(device: torch.device, quick: bool) -> Iterator[Row]:
     """Yield the rows of the operations; their inputs live as long as they are looked at."""
     for dtype in [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]:
         for name, shape in (QUICK if quick else POOLED).items():
-            yield from pool_rows(name, shape, dtype, device)
+            yield from pool_rows(name, shape, dtype, device, quick)
         batches = [16] if quick else [64, 256]
         for b in batches:
             yield from maps_rows(b, dtype, device)
@@ -100,14 +100,16 @@ def all_rows(device: torch.device, quick: bool) -> Iterator[Row]:
                 yield from correlation_rows(name, b, dtype, device)
 
 
-def pool_rows(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+def pool_rows(
+    name: str, shape: Shape, dtype: torch.dtype, device: torch.device, quick: bool = False
+) -> Iterator[Row]:
     """Yield pooling by sum and by maximum; a quarter of a picture is a part's area."""
     b, c, h, w, k = shape.b, shape.c, shape.h, shape.w, shape.k
-    features, maps = draw(dtype, device, b, c, h, w), part_like(b, k, h, w, device)
+    features, maps = draw(dtype, device, b, c, h, w), part_like(b, k, h, w, device).to(dtype)
     if shape.layout == "NHWC":
         features = features.contiguous(memory_format=torch.channels_last)
     for mode, directions in DIRECTIONS_OF.items():
-        for wanted in directions:
+        for wanted in directions[:2] if quick else directions:
             yield Row(
                 f"part_mask_pool {mode}", f"{name}: b={b} c={c} k={k}", (features, maps),
                 pooling.providers(mode, device, maps_too=wanted == (True, True)), wanted,
