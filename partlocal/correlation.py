@@ -1,14 +1,18 @@
 """Part vectors to a descriptor of the parts and of the structure between them."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from partlocal.kernels import Implementation, check_implementation
+from partlocal.kernels import Implementation, check_implementation, runs_kernel
 from partlocal.numerics import (
     NULL,
     accumulation_dtype,
     check_tensor,
+    eager_on_cpu,
+    finite_above,
     refuse_non_finite,
     result_dtype,
     wide_matmul,
@@ -32,7 +36,8 @@ def structure_correlation(
             visibility is 0 or its vector is zero, as `part_mask_pool` returns absent parts (its
             length at most 1e-12), and the pairs of an absent part are 0: else the distance to it
             would be the length of the other part. None takes every vector as it is.
-        implementation: `"auto"`, `"torch"` or `"triton"`.
+        implementation: `"auto"` and `"torch"` are this definition; `"triton"` is its kernel, on a
+            GPU, in float32 or half precision and for at most 256 parts.
 
     Returns:
         For each part its own c numbers, then (Euclidean distance, cosine) to each other part in
@@ -43,33 +48,32 @@ def structure_correlation(
         ValueError: wrong shape, an empty batch, no part, or parts or visibility that are not
             finite (checked in eager mode on a CPU).
         TypeError: the parts are not floating point.
+        NotImplementedError: `implementation="triton"` where the kernel cannot run.
 
     Source: FSENet; its D_i is read as Euclidean distance, its A_i ("angle") as cosine.
     """
     check_implementation(implementation, "structure_correlation")
     _check_inputs(parts, visibility)
-    k = parts.shape[1]
+    if runs_kernel(implementation, "structure_correlation", parts=parts):
+        from partlocal.kernels.structure_correlation import structure_correlation as kernel  # noqa: PLC0415
+
+        return kernel(parts, visibility, result_dtype(parts))
     wide = parts.to(accumulation_dtype(parts.dtype))
 
-    # Each pair is computed once; from differences, because the Gram form cancels.
-    first, second = torch.triu_indices(k, k, 1, device=parts.device)
-    squared = (wide.index_select(1, first) - wide.index_select(1, second)).square().sum(2)
-    apart = squared != 0
-    distance = torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
-
-    energy, nonzero = _energy(wide)
-    unit = wide * torch.where(nonzero, torch.where(nonzero, energy, 1).rsqrt(), 0)
+    energy = wide.square().sum(2, keepdim=True)
+    if finite_above(energy, NULL**2):
+        unit = wide * energy.rsqrt()
+    else:
+        refuse_non_finite(energy, "parts", "their squared lengths")
+        nonzero = _nonzero(energy)
+        unit = wide * torch.where(nonzero, torch.where(nonzero, energy, 1).rsqrt(), 0)
     cosine = wide_matmul(unit, unit.mT)
 
-    rows, others = _others(k, parts.device)
-    low, high = torch.minimum(rows, others), torch.maximum(rows, others)
-    pair = low * (2 * k - low - 1) // 2 + high - low - 1
-    refuse_non_finite(energy, "parts", "their squared lengths")
-    pairs = torch.stack([distance[:, pair], cosine[:, rows, others]], dim=3)
+    pairs = _off_diagonal(torch.stack([_distances(wide), cosine], dim=3))
     if visibility is not None:
         refuse_non_finite(visibility, "visibility", "its values")
-        present = (visibility > 0) & nonzero[:, :, 0]
-        pairs = torch.where(_both(present)[..., None], pairs, 0)
+        present = (visibility > 0) & _nonzero(energy)[:, :, 0]
+        pairs = torch.where(_off_diagonal(_both(present))[..., None], pairs, 0)
     return torch.cat([wide, pairs.flatten(2)], dim=2).to(result_dtype(parts))
 
 
@@ -87,10 +91,10 @@ def present_numbers(
         parts: one vector a part, zeros (a length of at most 1e-12) where it is absent.
         visibility: how visible each part is, 0 where it is absent.
     """
-    _, nonzero = _energy(parts.to(accumulation_dtype(parts.dtype)))
-    present = (visibility > 0) & nonzero[:, :, 0]
+    energy = parts.to(accumulation_dtype(parts.dtype)).square().sum(2)
+    present = (visibility > 0) & _nonzero(energy)
     own = present[..., None].expand_as(parts)
-    return torch.cat([own, _both(present).repeat_interleave(2, dim=2)], dim=2)
+    return torch.cat([own, _off_diagonal(_both(present)).repeat_interleave(2, dim=2)], dim=2)
 
 
 class StructureCorrelation(nn.Module):
@@ -123,23 +127,53 @@ class StructureCorrelation(nn.Module):
         return f"implementation={self.implementation!r}"
 
 
-def _energy(wide: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the squared length of each part, [b, k, 1], and whether it is more than nothing."""
-    energy = wide.square().sum(2, keepdim=True)
-    return energy, ~(energy <= NULL**2)  # NaN is no absence: it must show up in the result
+def _nonzero(energy: Tensor) -> Tensor:
+    """Return whether squared lengths are more than nothing; NaN is, as it must show up."""
+    return ~(energy <= NULL**2)
 
 
-def _others(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return for part i, at [i, j], i itself and the j-th of the other parts."""
-    rows = torch.arange(k, device=device)[:, None]
-    others = torch.arange(k - 1, device=device)[None]
-    return rows.expand(k, k - 1), others + (others >= rows)
+def _distances(parts: Tensor) -> Tensor:
+    """Return the distance between all parts, [b, k, k], from differences: the Gram form cancels."""
+    if eager_on_cpu(parts):
+        return _Distances.apply(parts)
+    squared = (parts[:, :, None] - parts[:, None]).square().sum(3)
+    apart = squared != 0
+    return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
+
+
+class _Distances(torch.autograd.Function):
+    """`torch.cdist`, whose first derivative is fast, with the second one that it lacks."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor) -> Tensor:
+        distance = torch.cdist(parts, parts, compute_mode="donot_use_mm_for_euclid_dist")
+        ctx.save_for_backward(parts, distance)
+        return distance
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        parts, distance = ctx.saved_tensors
+        grad = grad + grad.mT
+        if not torch.is_grad_enabled():
+            return torch.ops.aten._cdist_backward(grad, parts, parts, 2.0, distance)
+        apart = parts[:, :, None] - parts[:, None]
+        squared = apart.square().sum(3)
+        unequal = squared != 0
+        inverse = torch.where(unequal, torch.where(unequal, squared, 1).rsqrt(), 0)
+        return ((grad * inverse)[..., None] * apart).sum(2)
+
+
+def _off_diagonal(pairs: Tensor) -> Tensor:
+    """Return of each row [b, i] the pairs with the other parts, in part order: k - 1 of k."""
+    k = pairs.shape[1]
+    # Without the first of all, every row of k + 1 ends with a pair of one part with itself.
+    shifted = pairs.flatten(1, 2)[:, 1:].unflatten(1, (k - 1, k + 1))
+    return shifted[:, :, :-1].flatten(1, 2).unflatten(1, (k, k - 1))
 
 
 def _both(present: Tensor) -> Tensor:
-    """Return at [b, i, j] whether part i and the j-th of the other parts are present."""
-    rows, others = _others(present.shape[1], present.device)
-    return present[:, rows] & present[:, others]
+    """Return at [b, i, j] whether the parts i and j are present."""
+    return present[:, :, None] & present[:, None]
 
 
 def _check_inputs(parts: Tensor, visibility: Tensor | None) -> None:

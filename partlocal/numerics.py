@@ -1,5 +1,7 @@
 """The number rules of every layer: accumulate wide, return narrow, refuse NaN where it is cheap."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -67,19 +69,45 @@ def wide_matmul(left: Tensor, right: Tensor) -> Tensor:
     return left @ right
 
 
+def eager_on_cpu(tensor: Tensor) -> bool:
+    """Tell whether a call may look at values, and take a path made for CPUs.
+
+    Elsewhere to wait for values would stall the queue of an accelerator, or break a graph.
+
+    >>> eager_on_cpu(torch.zeros(1))
+    True
+    """
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def finite_above(tensor: Tensor, low: float) -> bool:
+    """Tell whether one look shows all numbers finite and above `low`; False where one may not look.
+
+    What treats the others can be left out then: on small tensors each operation left out counts.
+
+    >>> finite_above(torch.tensor([1.0, 2.0]), 0.5), finite_above(torch.tensor([torch.nan]), 0.5)
+    (True, False)
+    """
+    if not eager_on_cpu(tensor):
+        return False
+    least, most = torch.aminmax(tensor.detach())
+    return least.item() > low and most.item() < math.inf
+
+
 def refuse_non_finite(result: Tensor, name: str, seen: str) -> None:
     """Raise where `result`, a small tensor, shows that the input `name` was not finite.
 
-    Looking at the result costs nothing beside the operation, but waiting for it would stall the
-    queue of an accelerator and break a graph: only eager calls on a CPU are checked. Elsewhere
-    NaN and infinity show up in the result.
+    Looking at the result costs little beside the operation, where one may look: in eager calls on
+    a CPU. Elsewhere NaN and infinity show up in the result.
 
     Raises:
         ValueError: `result` holds NaN or infinity.
     """
-    if result.device.type != "cpu" or torch.compiler.is_compiling():
+    if not eager_on_cpu(result):
         return
-    if not torch.isfinite(result.detach()).all():
+    # A finite sum is the cheapest proof; that of finite numbers may overflow.
+    result = result.detach()
+    if not math.isfinite(result.sum().item()) and not torch.isfinite(result).all():
         raise ValueError(
             f"{name} must be finite; got NaN or infinity in {seen}: look for a division by zero "
             f"or an overflow before this layer ({name}.isfinite() shows where)"

@@ -1,16 +1,19 @@
 """Feature map and part maps to one vector a part (FSENet, eq. 6 and section 4.7.4)."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from partlocal.kernels import Implementation, check_implementation
+from partlocal.kernels import Implementation, check_implementation, runs_kernel
 from partlocal.numerics import (
     EPS,
     accumulation_dtype,
     check_tensor,
+    eager_on_cpu,
+    finite_above,
     refuse_non_finite,
     result_dtype,
     wide_matmul,
@@ -18,6 +21,7 @@ from partlocal.numerics import (
 from partlocal.resize import check_size, resize_maps
 
 Mode = Literal["sum", "mean", "max"]
+CACHE_BYTES = 2**21
 
 
 class PartFeatures(NamedTuple):
@@ -61,7 +65,8 @@ def part_mask_pool(
         min_visibility: parts below it are absent; 0 keeps all (the paper).
         area_threshold: the border of the area in `"mean"` and `"max"`.
         grid: (height, width) of the tokens; not for feature maps.
-        implementation: `"auto"`, `"torch"` or `"triton"`.
+        implementation: `"auto"` and `"torch"` are this definition; `"triton"` is its kernel, on a
+            GPU, for features in float32 or half precision.
 
     Returns:
         parts, in the dtype of the features (or autocast's), the mass (sum of the map over the
@@ -71,9 +76,11 @@ def part_mask_pool(
 
     Raises:
         ValueError: wrong shapes or devices, an empty batch, no part, an unknown mode, or maps,
-            visibility or features that are not finite (checked in eager mode on a CPU, features
-            as far as they reach a part).
+            visibility or features that are not finite, or whose sums pass float32 (checked in
+            eager mode on a CPU, features as far as they reach a part). A part that only half
+            precision cannot hold, as a sum without `normalize` may be, is infinite instead.
         TypeError: features or maps are not floating point.
+        NotImplementedError: `implementation="triton"` where the kernel cannot run.
 
     Source: FSENet, eq. 6 and section 4.7.4 (sum, mean and max "under the masked area").
     """
@@ -87,26 +94,37 @@ def part_mask_pool(
         visibility = maps.amax((2, 3))
     visibility = visibility.to(wide)
     maps = resize_maps(maps.to(wide), (features.shape[2], features.shape[3]))
+    if runs_kernel(implementation, "part_mask_pool", features=features, maps=maps):
+        from partlocal.kernels.part_mask_pool import pool  # noqa: PLC0415
+
+        seen = visibility.detach()
+        pooled = pool(features, maps, seen, mode, normalize, min_visibility, area_threshold)
+        return PartFeatures(pooled[0].to(result_dtype(features)), pooled[1], visibility)
     mass = maps.sum((2, 3))
-    refuse_non_finite(mass, "maps", "their mass")
-    refuse_non_finite(visibility, "visibility", "its values")
-    # Not `>`, which is False for NaN: where nobody looks, NaN must show up and not be an absence.
-    present = ~((mass <= EPS) | (visibility < min_visibility))
+    present = _present(mass, visibility, min_visibility)
+    divisor = mass if normalize else torch.ones_like(mass)
     if mode == "sum":
-        parts = _weighted_sum(features, maps)
+        if present is not None:
+            divisor = torch.where(present, divisor, 1)
+        # Of the two that may be divided, maps or result, the smaller.
+        if features.shape[2] * features.shape[3] < features.shape[1]:
+            parts = _weighted_sum(features, maps / divisor[..., None, None])
+        else:
+            parts = _weighted_sum(features, maps) / divisor[..., None]
+        if present is not None:
+            parts = torch.where(present[..., None], parts, 0)
     else:
         area = maps >= area_threshold
         count = area.sum((2, 3))
-        present = present & (count > 0)
+        present = count > 0 if present is None else present & (count > 0)
         if mode == "mean":
-            parts = _weighted_sum(features, area.to(wide)) / count.clamp(min=1)[..., None]
+            total, divisor = _weighted_sum(features, area.to(wide)), divisor * count
         else:
-            parts = _masked_max(features, area).to(wide)
-    refuse_non_finite(torch.where(present[..., None], parts, 0), "features", "the pooled parts")
-    if normalize:
+            total = _masked_max(features, area).to(wide)
         # The divisor of an absent part must be harmless too, or its gradient would be 0 * inf.
-        parts = parts / torch.where(present, mass, 1)[..., None]
-    parts = torch.where(present[..., None], parts, 0)
+        total = torch.where(present[..., None], total, 0)
+        parts = total / torch.where(present, divisor, 1)[..., None]
+    refuse_non_finite(parts, "features", "the pooled parts")
     return PartFeatures(parts.to(result_dtype(features)), mass, visibility)
 
 
@@ -165,6 +183,16 @@ class PartMaskPool(nn.Module):
         )
 
 
+def _present(mass: Tensor, visibility: Tensor, min_visibility: float) -> Tensor | None:
+    """Return which parts have a mass and are visible; None where a look shows that all do."""
+    if finite_above(mass, EPS) and finite_above(visibility, min_visibility):
+        return None
+    refuse_non_finite(mass, "maps", "their mass")
+    refuse_non_finite(visibility, "visibility", "its values")
+    # Not `>`, which is False for NaN: where nobody looks, NaN must show up and not be an absence.
+    return ~((mass <= EPS) | (visibility < min_visibility))
+
+
 def _weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
     """Return `sum_p weights[b, k, p] features[b, c, p]`, summed in the dtype of `weights`."""
     features = features.to(weights.dtype)
@@ -182,19 +210,39 @@ def _weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
 def _masked_max(features: Tensor, area: Bool[Tensor, "b k h w"]) -> Tensor:
     """Return the maximum of each channel over each area.
 
-    Each part is searched in turn without a graph, so that the features under one part are the
-    largest temporary. What is found is picked by index, which autograd can differentiate twice;
-    the first of equal cells gets the gradient.
+    Where a gradient is wanted, what is found is picked by index, which autograd can differentiate
+    twice; the first of equal cells gets the gradient.
     """
+    if not (features.requires_grad and torch.is_grad_enabled()):
+        return _search(features, area, lambda under: under.amax((2, 3)))
     batch, channels, _, width = features.shape
-    flat = []
-    for k in range(area.shape[1]):
-        under = torch.where(area[:, k, None], features.detach(), -torch.inf)
-        flat.append(under.flatten(2).max(2).indices)
-    cell = torch.stack(flat, 1)
+    cell = _search(features.detach(), area, lambda under: under.flatten(2).max(2).indices)
     image = torch.arange(batch, device=features.device)[:, None, None]
     channel = torch.arange(channels, device=features.device)
-    return features[image, channel, cell // width, cell % width]
+    # Wide, so that a cell's gradients from several parts are not added in half precision.
+    return features.to(accumulation_dtype(features.dtype))[
+        image, channel, cell // width, cell % width
+    ]
+
+
+def _search(features: Tensor, area: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return `reduce` of the features under each part, one part after another.
+
+    The largest temporary is the features under one part; on a CPU, of as many images as fit into
+    its caches.
+    """
+    if not eager_on_cpu(features) or features.isnan().any():
+        hidden = (torch.where(part[:, None], features, -torch.inf) for part in area.unbind(1))
+        return torch.stack([reduce(under) for under in hidden], 1)
+    # A minimum is several times as fast as `where`, but NaN passes it everywhere.
+    limit = torch.where(area, torch.inf, -torch.inf).to(features.dtype)
+    at_once = max(1, CACHE_BYTES // (features[0].numel() * features.element_size()))
+    found = []
+    for images, limits in zip(features.split(at_once), limit.split(at_once), strict=True):
+        under = torch.empty_like(images)
+        parts = (torch.minimum(images, part[:, None], out=under) for part in limits.unbind(1))
+        found.append(torch.stack([reduce(part) for part in parts], 1))
+    return torch.cat(found)
 
 
 def _as_map(features: Tensor, grid: tuple[int, int] | None) -> Tensor:

@@ -39,8 +39,7 @@ def resize_maps(
     Raises:
         ValueError: a size is no positive whole number, or the mode is unknown.
     """
-    if mode not in ("area", "max"):
-        raise ValueError(f"downsample must be 'area' or 'max'; got {mode!r}")
+    check_downsample(mode)
     check_size(size)
     maps = maps.to(accumulation_dtype(maps.dtype))
     if tuple(maps.shape[2:]) == tuple(size):
@@ -54,6 +53,18 @@ def resize_maps(
         # shares the gradient between ties: for export alone.
         return _window_max(_window_max(maps, 2, size[0]), 3, size[1])
     return F.adaptive_max_pool2d(maps, tuple(size))
+
+
+def check_downsample(mode: str) -> None:
+    """Refuse an unknown way to a coarser grid.
+
+    >>> check_downsample("area")
+
+    Raises:
+        ValueError: it is neither `"area"` nor `"max"`.
+    """
+    if mode not in ("area", "max"):
+        raise ValueError(f"downsample must be 'area' or 'max'; got {mode!r}")
 
 
 def check_size(size: Any, name: str = "size") -> tuple[int, int]:

@@ -47,9 +47,9 @@ def slow_structure(parts, present):
         for j, other in enumerate(parts):
             if i == j:
                 continue
-            lengths = math.hypot(*own) * math.hypot(*other)
-            dot = sum(a * b for a, b in zip(own, other, strict=True))
-            pair = [math.dist(own, other), dot / lengths if lengths else 0.0]
+            lengths = math.hypot(*own), math.hypot(*other)
+            products = (a / lengths[0] * b / lengths[1] for a, b in zip(own, other, strict=True))
+            pair = [math.dist(own, other), sum(products) if min(lengths) > NULL else 0.0]
             row += pair if present[i] and present[j] else [0.0, 0.0]
         rows.append(row)
     return rows
@@ -196,12 +196,143 @@ def test_dtypes(dtype):
     assert torch.equal(found[..., :32], parts)
 
 
+KINDS = {
+    "ordinary": lambda parts, i: parts[i],
+    "zero": lambda parts, i: parts[i] * 0,
+    "twin of the first": lambda parts, i: parts[0],
+    "opposite of the first": lambda parts, i: -parts[0],
+    "too short": lambda parts, i: parts[i] / parts[i].norm() * 0.95e-12,
+    "long enough": lambda parts, i: parts[i] / parts[i].norm() * 1.05e-12,
+    "tiny": lambda parts, i: parts[i] * 1e-30,
+}
+
+
+def layouts(parts):
+    """Return the same values contiguous, transposed, in steps, shifted and expanded."""
+    b, k, c = parts.shape
+    frame = torch.full((b, 2 * k + 1, 3 * c), torch.nan, dtype=parts.dtype)
+    frame[:, 1::2, ::3] = parts
+    shifted = torch.full((parts.numel() + 1,), torch.nan, dtype=parts.dtype)
+    shifted[1:] = parts.flatten()
+    return (
+        parts,
+        parts.mT.contiguous().mT,
+        frame[:, 1::2, ::3],
+        shifted[1:].view(b, k, c),
+        parts[:1].expand(b, k, c),
+        parts[:, :1].expand(b, k, c),
+        parts[:, :, :1].expand(b, k, c),
+    )
+
+
+def full_table(parts, present):
+    """Return distances and cosines of all pairs, [b, k, k, 2], in float64 by broadcasting."""
+    apart = (parts[:, :, None] - parts[:, None]).square().sum(3)
+    distance = torch.where(apart > 0, torch.where(apart > 0, apart, 1).sqrt(), 0)
+    length = parts.norm(dim=2, keepdim=True)
+    unit = torch.where(length > NULL, parts / torch.where(length > NULL, length, 1), 0)
+    both = present[:, :, None] & present[:, None]
+    cosine = (unit[:, :, None] * unit[:, None]).sum(3)
+    return torch.where(both[..., None], torch.stack([distance, cosine], 3), 0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_input(data):
+    """Any shape, layout and dtype, parts that are nothing or nearly so, and extreme lengths."""
+    b, k, c = (data.draw(st.integers(1, most)) for most in (2, 5, 7))
+    dtype = data.draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
+    size = data.draw(st.sampled_from([1.0, 5e4 if dtype == torch.float16 else 1e15]))
+    kinds = data.draw(st.lists(st.sampled_from(list(KINDS)), min_size=k, max_size=k))
+    parts = draw(b, k, c, seed=data.draw(st.integers(0, 99))).clamp(-1, 1) * size
+    chosen = [[KINDS[kind](image, i) for i, kind in enumerate(kinds)] for image in parts]
+    parts = torch.stack([torch.stack(image) for image in chosen]).to(dtype)
+    parts = layouts(parts)[data.draw(st.integers(0, 6))].requires_grad_()
+    seen = draw(b, k, seed=1) > -0.5
+    visibility = data.draw(st.sampled_from([None, seen, seen.float()]))
+
+    found = structure_correlation(parts, visibility)
+    exact = parts.detach().double().contiguous().requires_grad_()
+    length = exact.detach().norm(dim=2)
+    there = torch.full((b, k), True) if visibility is None else seen & (length > NULL)
+    slow = [slow_structure(p, t) for p, t in zip(exact.tolist(), there.tolist(), strict=True)]
+    slow = torch.tensor(slow, dtype=torch.float64).view(found.shape)
+    assert found.dtype == dtype
+    assert torch.equal(found[..., :c], parts.detach())
+    pairs, expected = found[..., c:].detach(), slow[..., c:]
+    limit = torch.finfo(dtype)
+    # Of float16, a distance may be more than it can hold.
+    over, under = expected > limit.max * 1.01, expected < limit.max * 0.99
+    assert pairs[over].eq(torch.inf).all()
+    error = (pairs.double() - expected).abs()
+    least = torch.tensor([1e-21, 1e-6]).double().repeat(k - 1)  # squares below are 0 in float32
+    allowed = (limit.eps + 1e-6) * expected.abs() + least + limit.smallest_normal * limit.eps
+    assert (error <= allowed)[under].all()
+
+    grad = torch.where(pairs.isfinite(), draw(b, k, 2 * (k - 1), seed=2), 0).to(dtype)
+    (given,) = torch.autograd.grad(found[..., c:], parts, grad)
+    # Float16 cannot hold the slope of a short vector's cosine; else all is finite.
+    assert given.isfinite().all() or dtype == torch.float16
+    apart = (exact[:, :, None] - exact[:, None]).detach().norm(dim=3)
+    if dtype == torch.float16 or ((apart > 0) & (apart < 1e-18)).any():
+        return
+    others = [[j for j in range(k) if j != i] for i in range(k)]
+    table = full_table(exact, there)
+    rows = torch.stack([table[:, i, other].flatten(1) for i, other in enumerate(others)], 1)
+    (slope,) = torch.autograd.grad(rows, exact, grad.double(), materialize_grads=True)
+    steepest = 1 + torch.where(length > NULL, 1 / length.clamp(min=NULL), 0)[..., None]
+    terms = grad.double().abs().sum((1, 2))[:, None, None] * steepest
+    assert (given.double() - slope).abs().le(limit.eps * slope.abs() + 3e-6 * terms).all()
+
+
+def test_lengths_beyond_float32():
+    """Their squares are not finite, and say so."""
+    with pytest.raises(ValueError, match="got NaN or infinity in their squared lengths"):
+        structure_correlation(torch.full((1, 2, 3), 1e20))
+    far = torch.tensor([[[6e4], [-6e4]]], dtype=torch.float16)
+    assert structure_correlation(far)[0, 0].tolist() == [6e4, torch.inf, -1.0]
+
+
+def test_no_tensor_of_all_pairs(shapes_of):
+    """One difference for each pair of parts: half of what broadcasting takes."""
+    b, k, c = 2, 9, 50
+    parts = draw(b, k, c).requires_grad_()
+    for visibility in (None, torch.ones(b, k)):
+        with shapes_of([parts]) as shapes:
+            structure_correlation(parts, visibility).sin().sum().backward()
+        assert 0 < shapes.largest <= b * k * (k - 1) // 2 * c
+        with shapes_of([parts]) as shapes, torch.no_grad():
+            structure_correlation(parts, visibility)
+        assert 0 < shapes.largest <= b * k * (k - 1) // 2 * c
+    with shapes_of([parts]) as shapes:  # what it forbids
+        full_table(parts, torch.full((b, k), True))
+    assert shapes.largest == b * k * k * c
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_same_bits_and_inputs_as_they_were(dtype):
+    parts, visibility = draw(3, 6, 32).to(dtype).requires_grad_(), draw(3, 6, seed=1)
+    before = parts.detach().clone(), visibility.clone()
+
+    def derivatives():
+        found = structure_correlation(parts, visibility)
+        (first,) = torch.autograd.grad(found.sin().sum(), parts, create_graph=True)
+        return found, first, *torch.autograd.grad(first.square().sum(), parts)
+
+    one, other = derivatives(), derivatives()
+    assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+    assert torch.equal(parts, before[0])
+    assert torch.equal(visibility, before[1])
+
+
 @pytest.mark.parametrize("active", [torch.float16, torch.bfloat16])
 def test_autocast(active):
     parts = draw(2, 6, 32, dtype=torch.float32)
     plain = structure_correlation(parts)
     with torch.autocast("cpu", dtype=active):
         found = structure_correlation(parts)
+        with torch.autocast("cpu", enabled=False):
+            assert torch.equal(structure_correlation(parts), plain)
     assert torch.equal(found, plain.to(active))  # rounded once, at the end
 
 
@@ -287,8 +418,8 @@ GOOD = {"parts": torch.ones(2, 3, 4)}
         (
             {"implementation": "triton"},
             NotImplementedError,
-            "implementation='triton': structure_correlation has no Triton kernel in this version; "
-            "use implementation='auto' or 'torch'",
+            "implementation='triton': structure_correlation needs parts on a CUDA or ROCm device; "
+            "got cpu: move it there, or use implementation='auto' or 'torch'",
         ),
     ],
 )
@@ -306,7 +437,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from partlocal.correlation import StructureCorrelation
 
 layer = StructureCorrelation()
-inputs = [(torch.randn(b, 6, 8, requires_grad=True), torch.rand(b, 6)) for b in (2, 5)]
+inputs = [(torch.randn(b, 6, 8, requires_grad=True), torch.rand(b, 6)) for b in (2, 5, 3, 8)]
 counter = CompileCounterWithBackend("aot_eager")
 compiled = torch.compile(layer, fullgraph=True, backend=counter)
 for parts, visibility in inputs:

@@ -1,3 +1,4 @@
+import itertools
 import math
 import re
 import subprocess
@@ -39,41 +40,37 @@ def test_example():
 
 
 def slow_part_maps(logits, parts, size, activation, norm, downsample, norm_over):
-    """Compute every cell from its pixels, in plain loops; one image, one column of pixels."""
-    n, height = len(logits), len(logits[0])
-    column = []
-    for y in range(height):
-        scores = [logits[label][y] for label in range(n)]
+    """Compute every cell of one image from its pixels, in plain loops over lists."""
+    n, height, width = len(logits), len(logits[0]), len(logits[0][0])
+    activated, normed = {}, {}
+    for pixel in itertools.product(range(height), range(width)):
+        scores = [logits[label][pixel[0]][pixel[1]] for label in range(n)]
         if activation == "softmax":
-            exponentials = [math.exp(score) for score in scores]
+            exponentials = [math.exp(score - max(scores)) for score in scores]
             scores = [value / sum(exponentials) for value in exponentials]
         elif activation == "sigmoid":
-            scores = [1 / (1 + math.exp(-score)) for score in scores]
-        column.append(scores)
-    visibility = [max(scores[part] for scores in column) for part in parts]
-    normed = []
-    for scores in column:
+            scores = [math.exp(min(score, 0)) / (1 + math.exp(-abs(score))) for score in scores]
         over = scores if norm_over == "labels" else [scores[part] for part in parts]
-        length = {
-            "l2": math.sqrt(sum(value**2 for value in over)),
-            "sum": sum(abs(value) for value in over),
-            None: 1.0,
-        }[norm]
-        normed.append([value / max(length, 1e-6) for value in scores])
-    maps = []
-    for part in parts:
-        cells = []
-        for i in range(size):
-            top, bottom = i * height / size, (i + 1) * height / size
-            pixels = range(math.floor(top), math.ceil(bottom))
-            if downsample == "max":
-                cells.append(max(normed[y][part] for y in pixels))
-            else:
-                shares = [min(bottom, y + 1) - max(top, y) for y in pixels]
-                weighed = (share * normed[y][part] for share, y in zip(shares, pixels, strict=True))
-                cells.append(sum(weighed) / (bottom - top))
-        maps.append(cells)
-    return maps, visibility
+        length = {"l2": math.hypot(*over), "sum": sum(map(abs, over)), None: 1.0}[norm]
+        activated[pixel] = scores
+        normed[pixel] = [value / (max(length, 1e-6) if norm else 1) for value in scores]
+    visibility = [max(scores[part] for scores in activated.values()) for part in parts]
+    cells = []
+    for i, j in itertools.product(range(size[0]), range(size[1])):
+        rows, columns = shares(i, height, size[0]), shares(j, width, size[1])
+        here = [(a * b, normed[y, x]) for (y, a), (x, b) in itertools.product(rows, columns)]
+        if downsample == "max":
+            cells.append([max(values[part] for _, values in here) for part in parts])
+        else:
+            cells.append([sum(share * values[part] for share, values in here) for part in parts])
+    return torch.tensor(cells).double().T.reshape(len(parts), *size), visibility
+
+
+def shares(cell, pixels, cells):
+    """Return each pixel that a cell covers along an axis, and its share of the cell."""
+    first, last = cell * pixels / cells, (cell + 1) * pixels / cells
+    inside = range(cell * pixels // cells, -(-(cell + 1) * pixels // cells))
+    return [(p, (min(last, p + 1) - max(first, p)) / (last - first)) for p in inside]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -81,13 +78,120 @@ def slow_part_maps(logits, parts, size, activation, norm, downsample, norm_over)
 @pytest.mark.parametrize("downsample", ["max", "area"])
 @pytest.mark.parametrize("norm_over", ["labels", "parts"])
 def test_reference(activation, norm, downsample, norm_over):
-    logits, parts = draw(2, 5, 8, 1), (3, 0, 4)
+    logits, parts = draw(2, 5, 8, 3), (3, 0, 4)
     options = (activation, norm, downsample, norm_over)
-    maps, visibility = part_maps(logits, parts, (3, 1), *options)
+    maps, visibility = part_maps(logits, parts, (3, 2), *options)
     for image in range(2):
-        slow = slow_part_maps(logits[image, :, :, 0].tolist(), parts, 3, *options)
-        torch.testing.assert_close(maps[image, :, :, 0], torch.tensor(slow[0]).double())
+        slow = slow_part_maps(logits[image].tolist(), parts, (3, 2), *options)
+        torch.testing.assert_close(maps[image], slow[0])
         torch.testing.assert_close(visibility[image], torch.tensor(slow[1]).double())
+
+
+def layouts(logits):
+    """Return the same values contiguous, channels last, in steps, shifted and expanded."""
+    b, n, h, w = logits.shape
+    frame = torch.full((b, n + 1, 2 * h, 3 * w + 1), torch.nan, dtype=logits.dtype)
+    frame[:, 1:, ::2, 1::3] = logits
+    shifted = torch.full((logits.numel() + 1,), torch.nan, dtype=logits.dtype)
+    shifted[1:] = logits.flatten()
+    return (
+        logits,
+        logits.contiguous(memory_format=torch.channels_last),
+        frame[:, 1:, ::2, 1::3],
+        shifted[1:].view(b, n, h, w),
+        logits[:1].expand(b, n, h, w),
+        logits[:, :1].expand(b, n, h, w),
+        logits[..., :1].expand(b, n, h, w),
+    )
+
+
+# A number near the least, one near the least norm, one near 1, and one near the largest.
+MAGNITUDES = {
+    torch.float16: [1e-7, 1.0, 6e4],
+    torch.bfloat16: [1e-30, 1e-6, 1.0, 1e38],
+    torch.float32: [1e-40, 1e-6, 1.0, 1e38],
+    torch.float64: [1e-300, 1e-6, 1.0, 1e300],
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_input(data):
+    """Any shape, layout, dtype and mode; labels that are masked out; extreme logits."""
+    b, n, height, width = (data.draw(st.integers(1, most)) for most in (2, 4, 6, 6))
+    size = data.draw(st.tuples(st.integers(1, 7), st.integers(1, 7)))
+    parts = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=4))
+    dtype = data.draw(st.sampled_from(list(MAGNITUDES)))
+    magnitude = data.draw(st.sampled_from(MAGNITUDES[dtype]))
+    choices = (ACTIVATIONS, NORMS, ["max", "area"], ["labels", "parts"])
+    options = [data.draw(st.sampled_from(choice)) for choice in choices]
+    logits = draw(b, n, height, width, seed=data.draw(st.integers(0, 99)), scale=1.0)
+    logits = (logits.clamp(-1, 1) * magnitude).to(dtype)
+    if options[0] is None:  # probabilities
+        logits = (logits / magnitude if magnitude > 1 else logits).abs()
+    elif n > 1 and data.draw(st.booleans()):
+        logits[:, 0] = -torch.inf
+    logits = layouts(logits)[data.draw(st.integers(0, 6))].requires_grad_()
+    if n > 1 and logits.isinf().all():  # an expanded one: every label is masked out
+        return
+
+    maps, visibility = part_maps(logits, parts, size, *options)
+    rounding = torch.finfo(dtype).eps + 2e-6
+    for image in range(b):
+        slow = slow_part_maps(logits[image].tolist(), parts, size, *options)
+        torch.testing.assert_close(maps[image].double(), slow[0], rtol=rounding, atol=2e-7)
+        seen = torch.tensor(slow[1]).double()
+        torch.testing.assert_close(visibility[image].double(), seen, rtol=2e-6, atol=2e-7)
+    grads = [draw(*x.shape, seed=1).to(x.dtype) for x in (maps, visibility)]
+    (given,) = torch.autograd.grad((maps, visibility), logits, grads)
+    # Where all scores are 0 or nearly so, the slope is 1e6: more than float16 can hold.
+    assert given.isfinite().all() or (dtype == torch.float16 and magnitude < 1)
+    # Half precision is float32, rounded once; strides may change the order of its sums.
+    if dtype in (torch.float16, torch.bfloat16):
+        wide = logits.detach().float().requires_grad_()
+        results = part_maps(wide, parts, size, *options)
+        grads = [grad.float() for grad in grads]
+        (expected,) = torch.autograd.grad(results, wide, grads)
+        finfo, most = torch.finfo(dtype), expected.abs().max().item()
+        least = finfo.smallest_normal * finfo.eps + 1e-6 * most
+        held = expected.abs() < 0.99 * finfo.max
+        near = {"rtol": finfo.eps, "atol": least}
+        torch.testing.assert_close(given[held].float(), expected[held], **near)
+
+
+def test_no_more_than_the_activations(shapes_of):
+    """Nothing larger than the logits is made, or than the maps where their grid is finer."""
+    b, n, k, side = 2, 5, 3, 12
+    logits = draw(b, n, side, side, dtype=torch.float32).requires_grad_()
+    options = itertools.product(ACTIVATIONS, NORMS, ["max", "area"], ["labels", "parts"])
+    for option in options:
+        for cells in (5, 17):
+            most = b * max(n * side**2, k * cells**2)
+            with shapes_of([logits]) as shapes:
+                results = part_maps(logits, (0, 3, 1), cells, *option)
+                sum(result.sin().sum() for result in results).backward()
+            assert 0 < shapes.largest <= most, (option, cells)
+    with shapes_of([logits]) as shapes:  # what it forbids
+        (logits[:, :, None] * torch.ones(k, 1, 1)).sum(1)
+    assert shapes.largest == b * n * k * side**2
+
+
+@pytest.mark.parametrize("downsample", ["max", "area"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_same_bits_and_inputs_as_they_were(downsample, dtype):
+    logits = draw(3, 6, 20, 17).to(dtype).requires_grad_()
+    before = logits.detach().clone()
+
+    def derivatives(activation):
+        found = part_maps(logits, (4, 1), 7, activation, downsample=downsample)
+        loss = found.maps.sin().sum() + found.visibility.sin().sum()
+        (first,) = torch.autograd.grad(loss, logits, create_graph=True)
+        return *found, first, *torch.autograd.grad(first.square().sum(), logits)
+
+    for activation in ACTIVATIONS:
+        one, other = derivatives(activation), derivatives(activation)
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+        assert torch.equal(logits, before)
 
 
 @pytest.mark.parametrize("downsample", ["max", "area"])
@@ -174,6 +278,9 @@ def test_autocast(active):
     plain = part_maps(logits, (1, 2), 4, downsample="area")
     with torch.autocast("cpu", dtype=active):
         maps, visibility = part_maps(logits, (1, 2), 4, downsample="area")
+        with torch.autocast("cpu", enabled=False):
+            off = part_maps(logits, (1, 2), 4, downsample="area")
+    assert torch.equal(off.maps, plain.maps)
     assert torch.equal(maps, plain.maps.to(active))  # rounded once, at the end
     assert torch.equal(visibility, plain.visibility)
 
@@ -205,13 +312,24 @@ def test_labels_that_are_masked_out():
 @pytest.mark.parametrize("norm", NORMS)
 def test_gradcheck(activation, norm):
     logits = draw(1, 3, 3, 2).requires_grad_()
-    for downsample, over in (("max", "labels"), ("area", "parts")):
+    for downsample, over in itertools.product(("max", "area"), ("labels", "parts")):
 
         def maps(scores, downsample=downsample, over=over):
             return tuple(part_maps(scores, (2, 0), 2, activation, norm, downsample, over))
 
         assert torch.autograd.gradcheck(maps, logits)
         assert torch.autograd.gradgradcheck(maps, logits)
+
+
+@pytest.mark.parametrize("norm", ["l2", "sum"])
+def test_least_norm(norm):
+    """Scores are divided by their norm, but by no less than 1e-6."""
+    scores = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    length = 5.0 if norm == "l2" else 7.0
+    for unit in (1e-30, 1e-7, 1.4e-7, 2.1e-7, 1.0):
+        maps, _ = part_maps(scores * unit, (0, 1), 1, activation=None, norm=norm)
+        expected = scores.double() * unit / max(length * unit, 1e-6)
+        torch.testing.assert_close(maps.double(), expected, rtol=1e-6, atol=0)
 
 
 def test_no_nan_where_all_scores_are_zero():
@@ -304,8 +422,8 @@ GOOD = {"logits": torch.zeros(2, 4, 8, 8), "parts": (1, 2), "size": 4}
         (
             {"implementation": "triton"},
             NotImplementedError,
-            "implementation='triton': part_maps has no Triton kernel in this version; use "
-            "implementation='auto' or 'torch'",
+            "implementation='triton': part_maps needs logits on a CUDA or ROCm device; got cpu: "
+            "move it there, or use implementation='auto' or 'torch'",
         ),
         (
             {"implementation": "cuda"},
@@ -350,16 +468,17 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from partlocal.part_maps import PartMaps
 
-layer = PartMaps((1, 3), 5)
-logits = [torch.randn(b, 4, 12, 12, requires_grad=True) for b in (2, 5)]
-counter = CompileCounterWithBackend("aot_eager")
-compiled = torch.compile(layer, fullgraph=True, backend=counter)
-for x in logits:
-    both = [f(x) for f in (compiled, layer)]
-    torch.testing.assert_close(*both)
-    losses = [maps.sin().sum() + visibility.sin().sum() for maps, visibility in both]
-    torch.testing.assert_close(*(torch.autograd.grad(loss, x) for loss in losses))
-assert counter.frame_count <= 2, counter.frame_count
+logits = [torch.randn(b, 4, 12, 12, requires_grad=True) for b in (2, 5, 3, 8)]
+for options in ({"norm": "sum", "downsample": "area", "activation": "sigmoid"}, {}):
+    layer = PartMaps((1, 3), 5, **options)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for x in logits:
+        both = [f(x) for f in (compiled, layer)]
+        torch.testing.assert_close(*both)
+        losses = [maps.sin().sum() + visibility.sin().sum() for maps, visibility in both]
+        torch.testing.assert_close(*(torch.autograd.grad(loss, x) for loss in losses))
+    assert counter.frame_count <= 2, counter.frame_count
 
 batch = torch.export.Dim("b")
 program = torch.export.export(layer, (logits[0].detach(),), dynamic_shapes=({0: batch},))

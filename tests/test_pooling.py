@@ -8,9 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from partlocal import pooling
 from partlocal.pooling import PartFeatures, PartMaskPool, part_mask_pool
 from partlocal.resize import resize_maps
 
@@ -25,6 +24,35 @@ def draw_maps(*shape, dtype=torch.float64, seed=1):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("images_at_once", [1, 2, 5])
+def test_max_with_and_without_gradient(channels_last, images_at_once, monkeypatch):
+    """Where no gradient is wanted the maximum is found otherwise; in pieces of any size alike."""
+    features, maps = draw(5, 3, 6, 7), draw_maps(5, 2, 6, 7)
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(pooling, "CACHE_BYTES", images_at_once * features[0].nbytes)
+    found = part_mask_pool(features, maps, mode="max")
+    same = part_mask_pool(features.clone().requires_grad_(), maps, mode="max")
+    under = torch.where(maps[:, :, None] >= 0.5, features[:, None], -torch.inf).amax((3, 4))
+    expected = under / maps.sum((2, 3))[..., None]
+    assert torch.equal(found.parts, same.parts.detach())
+    assert torch.equal(found.parts, torch.where(under.isfinite(), expected, 0))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_max_sees_its_area_alone(value, wanted):
+    """What lies under no part may be anything."""
+    features, maps = draw(1, 2, 3, 3), torch.ones(1, 1, 3, 3)
+    maps[..., 2, 2] = 0
+    features[0, 0, 2, 2] = value
+    found = part_mask_pool(features.requires_grad_(wanted), maps, mode="max").parts
+    kept = features.detach().clone()
+    kept[..., 2, 2] = -torch.inf
+    torch.testing.assert_close(found.detach(), kept.amax((2, 3))[:, None] / 8)
+
+
 def test_example():
     features = torch.tensor([[[[1.0, 3.0], [5.0, -7.0]]]])
     maps = torch.tensor([[[[1.0, 0.5], [0.25, 0.0]]]])  # mass 1.75; area: the upper row
@@ -37,6 +65,17 @@ def test_example():
         normed = part_mask_pool(features, maps, mode).parts.item()
         assert normed == pytest.approx(value / 1.75)
     assert part_mask_pool(features, maps, "mean", False, area_threshold=0.2).parts.item() == 3.0
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_many_parts_are_added_wide(mode, dtype):
+    """One after another in bfloat16, ones would stop adding up at 256; in float16, at 2048."""
+    features = torch.ones(1, 1, 2, 2, dtype=dtype, requires_grad=True)
+    maps = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).expand(1, 3000, 2, 2)
+    part_mask_pool(features, maps, mode).parts.sum().backward()
+    expected = torch.tensor([3000.0, 0.0, 0.0, 0.0]).to(dtype)
+    assert torch.equal(features.grad.flatten(), expected)
 
 
 def slow_pool(features, maps, mode, normalize, seen, threshold):
@@ -132,6 +171,8 @@ def test_autocast(mode, active):
     plain = part_mask_pool(features, maps, mode)
     with torch.autocast("cpu", dtype=active):
         found = part_mask_pool(features, maps, mode)
+        with torch.autocast("cpu", enabled=False):
+            assert torch.equal(part_mask_pool(features, maps, mode).parts, plain.parts)
     assert torch.equal(found.parts, plain.parts.to(active))  # rounded once, at the end
     assert torch.equal(found.mass, plain.mass)
 
@@ -239,38 +280,22 @@ def layouts(features):
     nhwc = torch.full((b, h, w, c + 5), torch.nan, dtype=features.dtype)
     nhwc[..., 2:-3] = features.permute(0, 2, 3, 1)
     yield "nhwc", nhwc[..., 2:-3].permute(0, 3, 1, 2)
+    steps = torch.full((b, 2 * c, 2 * h + 1, 3 * w), torch.nan, dtype=features.dtype)
+    steps[:, 1::2, 1::2, ::3] = features
+    yield "steps", steps[:, 1::2, 1::2, ::3]
     yield "expanded", features[:1].expand(b, -1, -1, -1)
     yield "one channel", features[:, :1].expand(-1, c, -1, -1)
 
 
-class Shapes(TorchDispatchMode):
-    """Record the number of elements of the largest tensor that owns new memory."""
-
-    def __init__(self, inputs):
-        super().__init__()
-        self.known = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                pointer = leaf.untyped_storage().data_ptr()
-                if pointer not in self.known:
-                    size = leaf.untyped_storage().nbytes() // leaf.element_size()
-                    self.largest = max(self.largest, size, leaf.numel())
-        return result
-
-
 @pytest.mark.parametrize("mode", MODES)
-def test_layouts(mode):
+def test_layouts(mode, shapes_of):
     for name, features in layouts(draw(2, 32, 5, 6)):
         maps = draw_maps(2, 3, 5, 6)
         maps.requires_grad_()
         plain = features.clone(memory_format=torch.contiguous_format).requires_grad_()
         features.requires_grad_()
         expected = part_mask_pool(plain, maps, mode)
-        with Shapes([features, maps]) as shapes:
+        with shapes_of([features, maps]) as shapes:
             found = part_mask_pool(features, maps, mode)
         torch.testing.assert_close(found, expected)
         if mode != "max":  # which needs the features under one part
@@ -278,6 +303,153 @@ def test_layouts(mode):
         pairs = ((found, features), (expected, plain))
         gradients = [torch.autograd.grad(r.parts.sin().sum(), (f, maps)) for r, f in pairs]
         torch.testing.assert_close(*gradients)
+
+
+KINDS = {
+    "soft": lambda soft: soft,
+    "nothing": lambda soft: soft * 0,
+    "one cell": lambda soft: (soft == soft.max()) * soft.clamp(min=0.6),
+    "no area": lambda soft: soft * 0.4,
+    "too little": lambda soft: (soft == soft.max()) * 0.95e-6,
+    "just enough": lambda soft: (soft == soft.max()) * 1.06e-6,
+    "tiny": lambda soft: soft * 1e-30,
+}
+# A number near the least, one near 1, and one that is large but whose sums are finite.
+SIZES = {
+    torch.float16: [1e-6, 1.0, 6e4],
+    torch.bfloat16: [1e-30, 1.0, 1e30],
+    torch.float32: [1e-30, 1.0, 1e30],
+    torch.float64: [1e-300, 1.0, 1e200],
+}
+
+
+def plain_pool(features, maps, mode, normalize):
+    """Pool by the product of parts, channels and cells, in float64."""
+    maps = maps.flatten(2)[:, :, None]
+    values = features.flatten(2)[:, None].expand(-1, maps.shape[1], -1, -1)
+    mass, area = maps.sum(3), maps >= 0.5
+    if mode == "sum":
+        parts = (values * maps).sum(3)
+    elif mode == "mean":
+        parts = (values * area).sum(3) / area.sum(3).clamp(min=1)
+    else:
+        parts = torch.where(area, values, -torch.inf).max(3).values
+    present = mass > 1e-6
+    if mode != "sum":
+        present = present & area.any(3)
+    parts = torch.where(present, parts, 0)
+    return parts / torch.where(present, mass, 1) if normalize else parts
+
+
+def assert_near(found, expected, terms, dtype):
+    """Compare with the rounding of `dtype`, and that of float32 in sums of such terms."""
+    limit = torch.finfo(dtype)
+    # Just below the limit, rounding decides.
+    over, under = expected.abs() > limit.max * 1.01, expected.abs() < limit.max * 0.99
+    assert found.dtype == dtype
+    assert torch.equal(found[over].double(), expected[over].sign() * torch.inf)
+    error = (found.double() - expected).abs()
+    # What sums lose below the least normal number, and the result below its own.
+    wide = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
+    least = wide.smallest_normal + limit.smallest_normal * limit.eps
+    allowed = limit.eps * expected.abs() + 4e-6 * terms + least
+    assert (error <= allowed)[under].all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_input(data):
+    """Parts and both gradients: any shape, layout and dtype, faint parts and extreme features."""
+    b, c, k, h, w = (data.draw(st.integers(1, most)) for most in (2, 4, 4, 6, 6))
+    mode, normalize = data.draw(st.sampled_from(MODES)), data.draw(st.booleans())
+    dtype = data.draw(st.sampled_from(list(SIZES)))
+    size = data.draw(st.sampled_from(SIZES[dtype]))
+    seed = data.draw(st.integers(0, 99))
+    kinds = data.draw(st.lists(st.sampled_from(list(KINDS)), min_size=k, max_size=k))
+    soft = draw_maps(b, k, h, w, seed=seed)
+    maps = [[KINDS[kind](one) for kind, one in zip(kinds, of, strict=True)] for of in soft]
+    maps = torch.stack([torch.stack(of) for of in maps]).to(dtype)
+    # No number but the largest may lie beyond the dtype.
+    features = (draw(b, c, h, w, seed=seed + 1).clamp(-1, 1) * size).to(dtype)
+    places = st.integers(0, len(list(layouts(features))) - 1)
+    features, maps = (list(layouts(x))[data.draw(places)][1] for x in (features, maps))
+    features.requires_grad_()
+    maps.requires_grad_()
+
+    wide = [x.detach().double().contiguous().requires_grad_() for x in (features, maps)]
+    expected = plain_pool(*wide, mode, normalize)
+    found = part_mask_pool(features, maps, mode, normalize)
+    mass = wide[1].detach().sum((2, 3))
+    torch.testing.assert_close(found.mass.double(), mass, rtol=2e-6, atol=0)
+    # How large the terms of each sum are; what is absent is exactly 0.
+    present = (expected != 0).any(2, keepdim=True) if size >= 1 else mass[..., None] > 1e-6
+    divisor = torch.where(present & normalize, mass[..., None], 1)
+    largest = wide[0].detach().abs().max()
+    terms = largest * (mass[..., None].clamp(min=1) if mode == "sum" else 1) / divisor
+    terms = (terms * present).expand_as(expected)
+    assert_near(found.parts, expected.detach(), terms, dtype)
+    grad = draw(*found.parts.shape, seed=seed + 2).to(dtype)
+    # An infinite part would hand on NaN: the gradient of what is finite.
+    grad = torch.where(found.parts.isfinite(), grad, 0)
+    unused = {"allow_unused": True, "materialize_grads": True}
+    given = torch.autograd.grad(found.parts, (features, maps), grad, **unused)
+    exact = torch.autograd.grad(expected, wide, grad.double(), **unused)
+    pull = grad.double().abs() * present / divisor
+    to_maps = (
+        2 * (pull * (largest + terms * divisor)).sum(2) / (1 if mode == "sum" else divisor[..., 0])
+    )
+    assert_near(given[0], exact[0], pull.sum(1)[..., None, None].expand_as(features), dtype)
+    assert_near(given[1], exact[1], to_maps[..., None, None].expand_as(maps), dtype)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_subnormal_features(mode, dtype):
+    features = torch.full((1, 2, 4, 4), torch.finfo(dtype).smallest_normal / 16, dtype=dtype)
+    found = part_mask_pool(features, torch.ones(1, 1, 4, 4), mode, normalize=mode == "sum").parts
+    torch.testing.assert_close(found[0], features[0, :, 0, :1].T, rtol=0.01, atol=0)
+
+
+def test_overflow_of_half_precision():
+    """Finiteness is checked before the result is narrowed: what float16 cannot hold is infinite."""
+    features = torch.full((1, 1, 20, 20), 6e4, dtype=torch.float16)
+    maps = torch.ones(1, 1, 20, 20)
+    for mode in MODES:
+        assert part_mask_pool(features, maps, mode).parts.isfinite().all()
+    assert part_mask_pool(features, maps, normalize=False).parts.item() == torch.inf
+    assert part_mask_pool(-features, maps, normalize=False).parts.item() == -torch.inf
+    for mode in ("mean", "max"):
+        parts = part_mask_pool(features, maps, mode, normalize=False).parts
+        assert parts.item() == features[0, 0, 0, 0].item()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_overflow_of_sums(dtype, normalize):
+    """Sums are float32: one beyond it is refused, even where its mean would not be."""
+    features = torch.full((1, 1, 4, 4), torch.finfo(dtype).max / 2, dtype=dtype)
+    for mode in ("sum", "mean"):
+        with pytest.raises(ValueError, match="features must be finite; got NaN or infinity in the"):
+            part_mask_pool(features, torch.ones(1, 1, 4, 4), mode, normalize)
+    assert part_mask_pool(features, torch.ones(1, 1, 4, 4), "max", normalize).parts.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_same_bits_and_inputs_as_they_were(mode, dtype):
+    features, maps = draw(5, 32, 9, 11).to(dtype), draw_maps(5, 4, 9, 11).to(dtype)
+    visibility = draw_maps(5, 4, seed=2)
+    inputs = [features.requires_grad_(), maps.requires_grad_(), visibility]
+    before = [tensor.detach().clone() for tensor in inputs]
+
+    def derivatives():
+        pooled = part_mask_pool(features, maps, mode, True, visibility, 0.3)
+        first = torch.autograd.grad(pooled.parts.sin().sum(), (features, maps), create_graph=True)
+        return *pooled, *first, *torch.autograd.grad(first[1].square().sum(), (features, maps))
+
+    one, other = derivatives(), derivatives()
+    assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(inputs, before, strict=True))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -316,45 +488,57 @@ def test_gradcheck(mode, normalize, grid):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_no_tensor_of_parts_times_features(mode):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("grid", [(6, 6), (12, 9)])
+def test_no_tensor_of_parts_times_features(mode, dtype, grid, shapes_of):
     b, k, c, h, w = 2, 5, 7, 6, 6
-    features, maps = draw(b, c, h, w).requires_grad_(), draw_maps(b, k, h, w).requires_grad_()
-    with Shapes([features, maps]) as shapes:
+    features = draw(b, c, h, w).to(dtype).requires_grad_()
+    maps = draw_maps(b, k, *grid).to(dtype).requires_grad_()
+    most = b * max(k * grid[0] * grid[1], c * h * w)
+    with shapes_of([features, maps]) as shapes:
         part_mask_pool(features, maps, mode).parts.square().sum().backward()
     assert features.grad.abs().sum() > 0
     assert maps.grad.abs().sum() > 0
-    assert 0 < shapes.largest <= b * max(k, c) * h * w
-    with Shapes([features, maps]) as shapes:  # what it forbids
-        (features[:, None] * maps[:, :, None]).sum((3, 4)).square().sum().backward()
+    assert 0 < shapes.largest <= most < b * k * c * h * w
+    with shapes_of([features, maps]) as shapes, torch.no_grad():
+        part_mask_pool(features, maps, mode)
+    assert 0 < shapes.largest <= most
+    # What it forbids.
+    weights = resize_maps(maps.detach(), (h, w))
+    with shapes_of([features, weights]) as shapes:
+        (features[:, None] * weights[:, :, None]).sum((3, 4)).square().sum().backward()
     assert shapes.largest == b * k * c * h * w
 
 
-# A tensor of parts times features would take 8 * 64 * 50 * 200 * 200 * 4 bytes = 4.1 GB.
+# A tensor of parts times features would take 4 * 100 * 256 * 100 * 100 * 4 bytes = 4.1 GB.
 MEMORY = """
 import torch
+from pathlib import Path
 from partlocal.pooling import part_mask_pool
 
 def peak():
-    status = open("/proc/self/status").read()
+    status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
-features = torch.randn(8, 64, 200, 200, requires_grad=True)
-maps = torch.rand(8, 50, 200, 200, requires_grad=True)
-part_mask_pool(features[:1, :1], maps[:1, :1], MODE).parts.sum().backward()  # load what is lazy
-before = peak()
-part_mask_pool(features, maps, MODE).parts.square().sum().backward()
-print(peak() - before)
+for mode in ("sum", "mean", "max"):
+    features = torch.randn(4, 256, 100, 100, requires_grad=True)
+    maps = torch.rand(4, 100, 100, 100, requires_grad=True)
+    part_mask_pool(features[:1, :1], maps[:1, :1], mode).parts.sum().backward()  # load what is lazy
+    features.grad = maps.grad = None
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held
+    before = peak()
+    part_mask_pool(features, maps, mode).parts.square().sum().backward()
+    print(mode, peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize(
-    "mode", ["sum", *(pytest.param(m, marks=pytest.mark.slow) for m in MODES[1:])]
-)
-def test_peak_memory(mode):
-    script = MEMORY.replace("MODE", repr(mode))
-    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert float(run.stdout) < 600  # MiB; features and maps with their gradients take 280
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_peak_memory():
+    run = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True)
+    grown = dict(line.split() for line in run.stdout.splitlines())
+    assert list(grown) == MODES
+    # MiB; the gradients of features and maps take 54 of them, a copy of the features 39.
+    assert all(0 < float(mebibytes) < 200 for mebibytes in grown.values()), grown
 
 
 def test_module():
@@ -500,8 +684,8 @@ NAN[3, 2, 5, 5] = torch.nan
         (
             {"implementation": "triton"},
             NotImplementedError,
-            "implementation='triton': part_mask_pool has no Triton kernel in this version; use "
-            "implementation='auto' or 'torch'",
+            "implementation='triton': part_mask_pool needs features on a CUDA or ROCm device; got "
+            "cpu: move it there, or use implementation='auto' or 'torch'",
         ),
     ],
 )
@@ -532,22 +716,19 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from partlocal.pooling import PartMaskPool
 
-inputs = [(torch.randn(b, 4, 5, 5, requires_grad=True), torch.rand(b, 3, 8, 8), torch.rand(b, 3))
-          for b in (2, 5)]
-layer = PartMaskPool("max", min_visibility=0.1)
-counter = CompileCounterWithBackend("aot_eager")
-compiled = torch.compile(layer, fullgraph=True, backend=counter)
-for arguments in inputs:
-    both = [f(*arguments) for f in (compiled, layer)]
-    torch.testing.assert_close(*both)
-    gradients = (torch.autograd.grad(y.parts.sin().sum(), arguments[0]) for y in both)
-    torch.testing.assert_close(*gradients)
-assert counter.frame_count <= 2, counter.frame_count
-
-for mode in ("sum", "mean"):
-    other = PartMaskPool(mode)
-    compiled = torch.compile(other, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(*inputs[0]), other(*inputs[0]))
+inputs = [
+    (torch.randn(b, 4, 5, 5, requires_grad=True), torch.rand(b, 3, 8, 8, requires_grad=True),
+     torch.rand(b, 3)) for b in (2, 5, 3, 8)]
+for mode in ("sum", "mean", "max"):
+    layer = PartMaskPool(mode, min_visibility=0.1)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for arguments in inputs:
+        both = [f(*arguments) for f in (compiled, layer)]
+        torch.testing.assert_close(*both)
+        gradients = (torch.autograd.grad(y.parts.sin().sum(), arguments[:2]) for y in both)
+        torch.testing.assert_close(*gradients)
+    assert counter.frame_count <= 2, counter.frame_count
 
 batch = {0: torch.export.Dim("b")}
 example = tuple(x.detach() for x in inputs[0])
@@ -583,3 +764,20 @@ with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
 torch.testing.assert_close(*both, rtol=2e-2, atol=2e-2)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("side", [2, 9])  # fewer and more cells than channels
+def test_features_that_reach_no_part(mode, side):
+    """Such as the second image here, of which nothing is seen."""
+    features = torch.ones(2, 8, side, side)
+    features[1] = torch.inf
+    features.requires_grad_()
+    maps = torch.ones(2, 3, side, side)
+    maps[1] = 0
+    parts = part_mask_pool(features, maps, mode, normalize=False).parts
+    assert parts[1].eq(0).all()
+    assert parts[0].eq(side * side if mode == "sum" else 1).all()
+    (gradient,) = torch.autograd.grad(parts.sum(), features)
+    assert gradient[1].eq(0).all()
+    assert gradient[0].ne(0).any()

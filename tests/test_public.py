@@ -42,7 +42,7 @@ ALLOWED = {
         "segmenters",
     },
     "evaluation": {"evaluation"},
-    "kernels": {"kernels"},
+    "kernels": {"kernels", "numerics", "resize"},
 }
 
 

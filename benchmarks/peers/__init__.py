@@ -1,0 +1,1 @@
+"""What others do in place of our layers, written anew from the formulas."""

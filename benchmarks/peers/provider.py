@@ -1,0 +1,46 @@
+"""One way to do an operation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from partlocal.kernels import Implementation
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A way to do an operation.
+
+    Args:
+        name: as the tables print it.
+        run: from the inputs to one result.
+        oracle: what the result must be, from inputs in float64; None is our definition.
+        temporaries: tensors of every part x channel x cell that a forward holds.
+        compiled: run under `torch.compile`.
+        prepare: from the inputs to those of `run`, before anything is timed.
+    """
+
+    name: str
+    run: Callable[..., Tensor]
+    oracle: Callable[..., Tensor] | None = None
+    temporaries: int = 0
+    compiled: bool = False
+    prepare: Callable[..., tuple[Tensor, ...]] | None = None
+
+
+OURS = "partlocal"
+
+
+def own_providers(
+    ours: Callable[[Implementation], Callable[..., Tensor]], device: torch.device
+) -> list[Provider]:
+    """Return this library's ways: what `"auto"` takes, compiled too, and on a GPU its kernel."""
+    found = [
+        Provider(OURS, ours("auto")),
+        Provider(f"{OURS}, compiled", ours("auto"), compiled=True),
+    ]
+    if device.type == "cuda":
+        found.append(Provider(f"{OURS}, kernel", ours("triton")))
+    return found
