@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from partlocal.kernels import Implementation, check_implementation, runs_kernel
+from partlocal.kernels.registration import derive
 from partlocal.numerics import (
     NULL,
     accumulation_dtype,
@@ -136,13 +137,17 @@ def _distances(parts: Tensor) -> Tensor:
     """Return the distance between all parts, [b, k, k], from differences: the Gram form cancels."""
     if eager_on_cpu(parts):
         return _Distances.apply(parts)
+    return _plain_distances(parts)
+
+
+def _plain_distances(parts: Tensor) -> Tensor:
     squared = (parts[:, :, None] - parts[:, None]).square().sum(3)
     apart = squared != 0
     return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
 
 
 class _Distances(torch.autograd.Function):
-    """`torch.cdist`, whose first derivative is fast, with the second one that it lacks."""
+    """`torch.cdist`, with the second derivative that it lacks in torch 2.11 and before."""
 
     @staticmethod
     def forward(ctx: Any, parts: Tensor) -> Tensor:
@@ -153,14 +158,9 @@ class _Distances(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         parts, distance = ctx.saved_tensors
-        grad = grad + grad.mT
-        if not torch.is_grad_enabled():
-            return torch.ops.aten._cdist_backward(grad, parts, parts, 2.0, distance)
-        apart = parts[:, :, None] - parts[:, None]
-        squared = apart.square().sum(3)
-        unequal = squared != 0
-        inverse = torch.where(unequal, torch.where(unequal, squared, 1).rsqrt(), 0)
-        return ((grad * inverse)[..., None] * apart).sum(2)
+        if torch.is_grad_enabled():
+            return derive(_plain_distances, [parts], grad)[0]
+        return torch.ops.aten._cdist_backward(grad + grad.mT, parts, parts, 2.0, distance)
 
 
 def _off_diagonal(pairs: Tensor) -> Tensor:
