@@ -102,21 +102,20 @@ def part_mask_pool(
         return PartFeatures(pooled[0].to(result_dtype(features)), pooled[1], visibility)
     mass = maps.sum((2, 3))
     present = _present(mass, visibility, min_visibility)
-    divisor = mass if normalize else torch.ones_like(mass)
     if mode == "sum":
-        if present is not None:
-            divisor = torch.where(present, divisor, 1)
+        divisor = mass if present is None else torch.where(present, mass, 1)
         # Of the two that may be divided, maps or result, the smaller.
-        if features.shape[2] * features.shape[3] < features.shape[1]:
-            parts = _weighted_sum(features, maps / divisor[..., None, None])
-        else:
-            parts = _weighted_sum(features, maps) / divisor[..., None]
+        divide_maps = normalize and features.shape[2] * features.shape[3] < features.shape[1]
+        parts = _weighted_sum(features, maps / divisor[..., None, None] if divide_maps else maps)
+        if normalize and not divide_maps:
+            parts = parts / divisor[..., None]
         if present is not None:
             parts = torch.where(present[..., None], parts, 0)
     else:
         area = maps >= area_threshold
         count = area.sum((2, 3))
         present = count > 0 if present is None else present & (count > 0)
+        divisor = mass if normalize else torch.ones_like(mass)
         if mode == "mean":
             total, divisor = _weighted_sum(features, area.to(wide)), divisor * count
         else:
