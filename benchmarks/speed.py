@@ -27,15 +27,15 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples/fsenet")]
 import torch
 from common import Calls, ceilings, circumstances, interleave, machine, peak_megabytes
 from models import model_rows
-from peers.provider import OURS, Provider
+from peers.provider import Provider
 from rows import Row, all_rows
+from standing import OURS, is_ours, others, rows_of, standing
 from torch import Tensor
 
 from partlocal.kernels import KERNELS, runs_kernel
 
 # What a result may be off, relative to the largest number of the oracle.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-TIE = 0.05
 L2_BYTES = 2**27  # more than the second-level cache of any GPU
 
 
@@ -219,30 +219,13 @@ def summarise(found: list[dict[str, Any]], device: torch.device) -> dict[str, in
 
     On a GPU the definition is what the others do, so a row where `auto` takes it is a tie at most.
     """
-    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for result in found:
-        if "p50" in result:
-            key = tuple(result[x] for x in ("operation", "direction", "shape", "layout", "dtype"))
-            rows.setdefault(key, []).append(result)
     count = {"wins": 0, "ties": 0, "losses": 0}
-    for results in rows.values():
-        best = best_of_others(results)
-        if results[0]["provider"] != OURS or best is None:
-            continue
-        borrowed = results[0]["auto"] == "torch" and device.type != "cpu"
-        if abs(best["ratio"] - 1) <= TIE or (borrowed and best["ratio"] > 1):
-            count["ties"] += 1
-        else:
-            count["wins" if best["ratio"] > 1 else "losses"] += 1
+    for results in rows_of(found):
+        if is_ours(results[0]) and others(results):
+            kind = standing(others(results)[0]["ratio"])
+            borrowed = results[0]["auto"] == "torch" and device.type != "cpu"
+            count["ties" if borrowed and kind == "wins" else kind] += 1
     return count
-
-
-def best_of_others(results: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the fastest of a row that is not ours and has the same result."""
-    others = [
-        r for r in results if OURS not in r["provider"] and "other result" not in r["provider"]
-    ]
-    return min(others, key=lambda r: r["p50"], default=None)
 
 
 def show(value: object) -> str:

@@ -9,6 +9,8 @@ Reads benchmarks/results/*/speed.json, one folder a machine, and compiled.tsv.
 
 import json
 import runpy
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,32 +20,17 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from standing import OURS, Results, is_ours, others, rows_of, standing
+
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks/results"
-OURS, LOSS = "partlocal", 0.95
-Results = list[dict[str, Any]]  # of one row: ourselves first
 
 
-def rows_of(report: dict[str, Any]) -> Iterator[Results]:
-    """Yield what was timed, row by row, as far as it was timed."""
-    rows: dict[tuple[str, ...], Results] = {}
-    for result in report["rows"]:
-        key = tuple(result[x] for x in ("operation", "direction", "shape", "layout", "dtype"))
-        rows.setdefault(key, []).append(result)
-    for results in rows.values():
-        timed = [r for r in results if "p50" in r]
-        if (
-            timed
-            and timed[0] is results[0]
-            and (timed[0]["provider"] != OURS or eager(others(timed)))
-        ):
-            yield timed
-
-
-def others(results: Results) -> Results:
-    """Return those who come to the same result without this library, the fastest first."""
-    found = [r for r in results if OURS not in r["provider"] and "other" not in r["provider"]]
-    return sorted(found, key=lambda r: r["p50"])
+def layers(report: dict[str, Any]) -> list[Results]:
+    """Return the rows of this library's layers that have another way beside them."""
+    rows = rows_of(report["rows"])
+    return [r for r in rows if is_ours(r[0]) and eager(others(r))]
 
 
 def title(result: dict[str, Any]) -> str:
@@ -107,10 +94,15 @@ def table(rows: list[Results]) -> list[str]:
 
 def counts(ours: Results, rest: list[Results]) -> str:
     """Return in how many rows ours is faster, as fast, or slower than the best of the rest."""
-    ratios = [min(o["p50"] for o in r) / own["p50"] for own, r in zip(ours, rest, strict=True) if r]
-    lost, won = sum(x < LOSS for x in ratios), sum(x > 2 - LOSS for x in ratios)
-    tied = len(ratios) - won - lost
-    return f"faster in {won} of {len(ratios)} rows, as fast in {tied}, slower in {lost}"
+    found = Counter(
+        standing(min(o["p50"] for o in r) / own["p50"])
+        for own, r in zip(ours, rest, strict=True)
+        if r
+    )
+    return (
+        f"faster in {found['wins']} of {found.total()} rows, as fast in {found['ties']}, "
+        f"slower in {found['losses']}"
+    )
 
 
 def standings(rows: list[Results]) -> list[str]:
@@ -157,16 +149,15 @@ def losses(rows: list[Results]) -> list[str]:
         f"- {own['operation']}, {title(own)}: {best['provider']} takes {number(best['ratio'])} of "
         f'our time; `"auto"` takes {own["auto"] or "each layer by its own rule"}.'
         for own, best in found
-        if best["ratio"] < LOSS
+        if standing(best["ratio"]) == "losses"
     ]
     return lines or ["No row is lost."]
 
 
 def section(report: dict[str, Any], figure: str) -> list[str]:
     """Return all that one machine found."""
-    rows = list(rows_of(report))
-    operations = [r for r in rows if r[0]["provider"] == OURS]
-    whole = [r for r in rows if r[0]["provider"] != OURS]
+    operations = layers(report)
+    whole = [r for r in rows_of(report["rows"]) if not is_ours(r[0])]
     top = report["ceilings"]
     rates = ", ".join(
         f"{number(1000 * rate)} GFLOP/s in {name.removesuffix('_tflop_s')}"
@@ -198,7 +189,7 @@ def section(report: dict[str, Any], figure: str) -> list[str]:
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Draw for each row how long the others take, where we take 1."""
-    rows = [r for r in rows_of(report) if r[0]["provider"] == OURS]
+    rows = layers(report)
     figure, axis = plt.subplots(figsize=(9, 1 + 0.2 * len(rows)))
     names = [f"{r[0]['operation']}, {title(r[0])}" for r in rows]
     best = [eager(others(r))[0]["ratio"] for r in rows]

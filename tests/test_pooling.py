@@ -6,6 +6,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import torch
+from cases import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -305,15 +306,6 @@ def test_layouts(mode, shapes_of):
         torch.testing.assert_close(*gradients)
 
 
-KINDS = {
-    "soft": lambda soft: soft,
-    "nothing": lambda soft: soft * 0,
-    "one cell": lambda soft: (soft == soft.max()) * soft.clamp(min=0.6),
-    "no area": lambda soft: soft * 0.4,
-    "too little": lambda soft: (soft == soft.max()) * 0.95e-6,
-    "just enough": lambda soft: (soft == soft.max()) * 1.06e-6,
-    "tiny": lambda soft: soft * 1e-30,
-}
 # A number near the least, one near 1, and one that is large but whose sums are finite.
 SIZES = {
     torch.float16: [1e-6, 1.0, 6e4],

@@ -5,6 +5,7 @@ Each is written from the formula that its project uses. Some define another resu
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -128,7 +129,7 @@ def bpbreid_max_oracle(features: Tensor, maps: Tensor) -> Tensor:
     )
 
 
-def ours(mode: Mode, implementation: Implementation = "auto") -> Callable[..., Tensor]:
+def ours(mode: Mode, implementation: Implementation) -> Callable[..., Tensor]:
     """`part_mask_pool`, which returns mass and visibility too."""
     return lambda features, maps: (
         part_mask_pool(features, maps, mode, implementation=implementation).parts
@@ -137,7 +138,7 @@ def ours(mode: Mode, implementation: Implementation = "auto") -> Callable[..., T
 
 def providers(mode: Mode, device: torch.device, maps_too: bool = False) -> list[Provider]:
     """Return who pools by `mode`, ourselves first; of some the maps get no gradient."""
-    own = own_providers(lambda implementation: ours(mode, implementation), device)
+    own = own_providers(partial(ours, mode), device)
     if mode == "max":
         return [
             *own,

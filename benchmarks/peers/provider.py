@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from standing import OURS
 from torch import Tensor
 
 from partlocal.kernels import Implementation
@@ -28,9 +29,6 @@ class Provider:
     temporaries: int = 0
     compiled: bool = False
     prepare: Callable[..., tuple[Tensor, ...]] | None = None
-
-
-OURS = "partlocal"
 
 
 def own_providers(

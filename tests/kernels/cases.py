@@ -10,6 +10,16 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 # Looking for a smaller case that fails takes minutes in the interpreter.
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate]
+# Kinds of maps, from soft ones.
+KINDS = {
+    "soft": lambda soft: soft,
+    "nothing": lambda soft: soft * 0,
+    "one cell": lambda soft: (soft == soft.max()) * soft.clamp(min=0.6),
+    "no area": lambda soft: soft * 0.4,
+    "too little": lambda soft: (soft == soft.max()) * 0.95e-6,
+    "just enough": lambda soft: (soft == soft.max()) * 1.06e-6,
+    "tiny": lambda soft: soft * 1e-30,
+}
 LAYOUTS = ["contiguous", "channels last", "sliced", "expanded", "offset"]
 
 

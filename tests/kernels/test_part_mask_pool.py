@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, PHASES, check, covering, far_apart, lay_out, name
+from cases import DTYPES, KINDS, LAYOUTS, PHASES, check, covering, far_apart, lay_out, name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,15 +135,6 @@ def test_least_mass(mode, dtype, device):
     torch.testing.assert_close(parts[1], expected.to(dtype))
 
 
-KINDS = {
-    "soft": lambda soft: soft,
-    "nothing": lambda soft: soft * 0,
-    "one cell": lambda soft: (soft == soft.max()) * soft.clamp(min=0.6),
-    "no area": lambda soft: soft * 0.4,
-    "too little": lambda soft: (soft == soft.max()) * 0.95e-6,
-    "just enough": lambda soft: (soft == soft.max()) * 1.06e-6,
-    "tiny": lambda soft: soft * 1e-30,
-}
 # A number near the least, one near 1, and one that is large but whose sums are finite.
 MAGNITUDES = {
     torch.float16: [1e-6, 1.0, 6e4],
