@@ -1,18 +1,17 @@
 """Feature map and part maps to one vector a part (FSENet, eq. 6 and section 4.7.4)."""
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from partlocal.kernels import Implementation, check_implementation, runs_kernel
+from partlocal.masked_max import masked_max
 from partlocal.numerics import (
     EPS,
     accumulation_dtype,
     check_tensor,
-    eager_on_cpu,
     finite_above,
     refuse_non_finite,
     result_dtype,
@@ -21,7 +20,6 @@ from partlocal.numerics import (
 from partlocal.resize import check_size, resize_maps
 
 Mode = Literal["sum", "mean", "max"]
-CACHE_BYTES = 2**21
 
 
 class PartFeatures(NamedTuple):
@@ -90,10 +88,12 @@ def part_mask_pool(
     _check_inputs(features, maps, visibility)
     wide = accumulation_dtype(features.dtype)
 
-    if visibility is None:
-        visibility = maps.amax((2, 3))
-    visibility = visibility.to(wide)
-    maps = resize_maps(maps.to(wide), (features.shape[2], features.shape[3]))
+    # A part that has a mass has a peak: only one from elsewhere, or a limit, can hide it.
+    may_hide = visibility is not None or min_visibility > 0
+    visibility = (maps.amax((2, 3)) if visibility is None else visibility).to(wide)
+    maps = maps.to(wide)
+    if maps.shape[2:] != features.shape[2:]:
+        maps = resize_maps(maps, (features.shape[2], features.shape[3]))
     if runs_kernel(implementation, "part_mask_pool", features=features, maps=maps):
         from partlocal.kernels.part_mask_pool import pool  # noqa: PLC0415
 
@@ -101,7 +101,7 @@ def part_mask_pool(
         pooled = pool(features, maps, seen, mode, normalize, min_visibility, area_threshold)
         return PartFeatures(pooled[0].to(result_dtype(features)), pooled[1], visibility)
     mass = maps.sum((2, 3))
-    present = _present(mass, visibility, min_visibility)
+    present = _present(mass, visibility if may_hide else None, min_visibility)
     if mode == "sum":
         divisor = mass if present is None else torch.where(present, mass, 1)
         # Of the two that may be divided, maps or result, the smaller.
@@ -119,7 +119,7 @@ def part_mask_pool(
         if mode == "mean":
             total, divisor = _weighted_sum(features, area.to(wide)), divisor * count
         else:
-            total = _masked_max(features, area).to(wide)
+            total = masked_max(features, area).to(wide)
         # The divisor of an absent part must be harmless too, or its gradient would be 0 * inf.
         total = torch.where(present[..., None], total, 0)
         parts = total / torch.where(present, divisor, 1)[..., None]
@@ -182,14 +182,18 @@ class PartMaskPool(nn.Module):
         )
 
 
-def _present(mass: Tensor, visibility: Tensor, min_visibility: float) -> Tensor | None:
+def _present(mass: Tensor, visibility: Tensor | None, min_visibility: float) -> Tensor | None:
     """Return which parts have a mass and are visible; None where a look shows that all do."""
-    if finite_above(mass, EPS) and finite_above(visibility, min_visibility):
+    seen = visibility is None or finite_above(visibility, min_visibility)
+    if seen and finite_above(mass, EPS):
         return None
     refuse_non_finite(mass, "maps", "their mass")
-    refuse_non_finite(visibility, "visibility", "its values")
     # Not `>`, which is False for NaN: where nobody looks, NaN must show up and not be an absence.
-    return ~((mass <= EPS) | (visibility < min_visibility))
+    absent = mass <= EPS
+    if visibility is not None:
+        refuse_non_finite(visibility, "visibility", "its values")
+        absent = absent | (visibility < min_visibility)
+    return ~absent
 
 
 def _weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
@@ -204,44 +208,6 @@ def _weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
     for weight, row in rows:
         total = total + wide_matmul(weight, row.mT)
     return total
-
-
-def _masked_max(features: Tensor, area: Bool[Tensor, "b k h w"]) -> Tensor:
-    """Return the maximum of each channel over each area.
-
-    Where a gradient is wanted, what is found is picked by index, which autograd can differentiate
-    twice; the first of equal cells gets the gradient.
-    """
-    if not (features.requires_grad and torch.is_grad_enabled()):
-        return _search(features, area, lambda under: under.amax((2, 3)))
-    batch, channels, _, width = features.shape
-    cell = _search(features.detach(), area, lambda under: under.flatten(2).max(2).indices)
-    image = torch.arange(batch, device=features.device)[:, None, None]
-    channel = torch.arange(channels, device=features.device)
-    # Wide, so that a cell's gradients from several parts are not added in half precision.
-    return features.to(accumulation_dtype(features.dtype))[
-        image, channel, cell // width, cell % width
-    ]
-
-
-def _search(features: Tensor, area: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return `reduce` of the features under each part, one part after another.
-
-    The largest temporary is the features under one part; on a CPU, of as many images as fit into
-    its caches.
-    """
-    if not eager_on_cpu(features) or features.isnan().any():
-        hidden = (torch.where(part[:, None], features, -torch.inf) for part in area.unbind(1))
-        return torch.stack([reduce(under) for under in hidden], 1)
-    # A minimum is several times as fast as `where`, but NaN passes it everywhere.
-    limit = torch.where(area, torch.inf, -torch.inf).to(features.dtype)
-    at_once = max(1, CACHE_BYTES // (features[0].numel() * features.element_size()))
-    found = []
-    for images, limits in zip(features.split(at_once), limit.split(at_once), strict=True):
-        under = torch.empty_like(images)
-        parts = (torch.minimum(images, part[:, None], out=under) for part in limits.unbind(1))
-        found.append(torch.stack([reduce(part) for part in parts], 1))
-    return torch.cat(found)
 
 
 def _as_map(features: Tensor, grid: tuple[int, int] | None) -> Tensor:
