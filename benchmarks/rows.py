@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from peers import pooling, structure
 from peers.provider import Provider
 from torch import Tensor
+
+from partlocal.resize import Downsample
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,17 @@ POOLED = {
     "re-ID 16x8": Shape(64, 2048, 16, 8, 8, compiled=True),
     "ViT 7x7": Shape(64, 384, 7, 7, 6, "NHWC", compiled=True),
     "ViT 7x7, large batch": Shape(256, 384, 7, 7, 6, "NHWC"),
-    "ViT 16x16": Shape(64, 768, 16, 16, 6, "NHWC"),
+    "ViT 7x7, 768 channels": Shape(64, 768, 7, 7, 6, "NHWC"),
+    "ViT 16x16": Shape(64, 384, 16, 16, 6, "NHWC"),
+    "ViT 16x16, 768 channels": Shape(64, 768, 16, 16, 6, "NHWC"),
     "open vocabulary 64x64": Shape(4, 256, 64, 64, 100, compiled=True),
 }
-# The maximum gives the maps no gradient but through their mass.
-DIRECTIONS_OF = {"sum": ((), (True, False), (True, True)), "max": ((), (True, False))}
+# Mean and maximum give the maps no gradient but through their mass.
+DIRECTIONS_OF = {
+    "sum": ((), (True, False), (True, True)),
+    "mean": ((), (True, False)),
+    "max": ((), (True, False)),
+}
 QUICK = {
     "face 28x28 (FSENet)": Shape(16, 128, 28, 28, 6),
     "re-ID 16x8": Shape(8, 2048, 16, 8, 8),
@@ -109,13 +118,15 @@ def pool_rows(
     if shape.layout == "NHWC":
         features = features.contiguous(memory_format=torch.channels_last)
     for mode, directions in DIRECTIONS_OF.items():
+        if mode == "mean" and not shape.compiled:  # a sum but for its weights: not everywhere
+            continue
         for wanted in directions[:2] if quick else directions:
             yield Row(
                 f"part_mask_pool {mode}", f"{name}: b={b} c={c} k={k}", (features, maps),
                 pooling.providers(mode, device, maps_too=wanted == (True, True)), wanted,
                 shape.layout, shape.compiled,
                 values=features.numel() * (1 + sum(wanted)) + maps.numel() + b * k * c,
-                flops=2 * b * k * c * h * w * (1 + sum(wanted) * (mode == "sum")),
+                flops=2 * b * k * c * h * w * (1 + sum(wanted) * (mode != "max")),
                 largest=b * k * c * h * w,
             )  # fmt: skip
 
@@ -130,11 +141,12 @@ def maps_rows(b: int, dtype: torch.dtype, device: torch.device) -> Iterator[Row]
     maps, described = b * k * side**2, b * k * (c + 2 * (k - 1))
     for wanted in (False, True):
         times = 1 + wanted
-        yield Row(
-            "part_maps", f"b={b} n={n} 128x128 to 28x28 k={k}", (logits,),
-            structure.maps_providers(device), (True,) * wanted, compiled=b == 64,
-            values=logits.numel() * times + maps,
-        )  # fmt: skip
+        for downsample in get_args(Downsample):
+            yield Row(
+                f"part_maps {downsample}", f"b={b} n={n} 128x128 to 28x28 k={k}", (logits,),
+                structure.maps_providers(device, downsample), (True,) * wanted, compiled=b == 64,
+                values=logits.numel() * times + maps,
+            )  # fmt: skip
         yield Row(
             "logits to descriptor", f"b={b} c={c} 28x28 k={k}", (features, logits),
             structure.chain_providers(device), (True, False) if wanted else (), compiled=b == 64,

@@ -35,6 +35,20 @@ def bmm_sum(features: Tensor, maps: Tensor) -> Tensor:
     return total / maps.sum((2, 3)).clamp(min=1e-6)[..., None]
 
 
+def bmm_mean(features: Tensor, maps: Tensor) -> Tensor:
+    """A batched matrix product with the area, and divisions."""
+    area, mass = (maps >= 0.5).to(features.dtype), maps.sum((2, 3))
+    total = torch.bmm(area.flatten(2), features.flatten(2).mT)
+    return total / (area.sum((2, 3)) * mass)[..., None]
+
+
+def broadcast_mean(features: Tensor, maps: Tensor) -> Tensor:
+    """The product of every area with every channel."""
+    area, mass = (maps >= 0.5).to(features.dtype), maps.sum((2, 3))
+    total = (features[:, None] * area[:, :, None]).sum((3, 4))
+    return total / (area.sum((2, 3)) * mass)[..., None]
+
+
 def pven(features: Tensor, maps: Tensor) -> Tensor:
     """PVEN: the average of the product, times the cells, over the mass and 1."""
     product = features[:, None] * maps[:, :, None]
@@ -147,6 +161,14 @@ def providers(mode: Mode, device: torch.device, maps_too: bool = False) -> list[
             Provider("broadcast", broadcast_max, temporaries=1),
             Provider("broadcast, compiled", broadcast_max, compiled=True),
             Provider("bpbreid (other result)", bpbreid_max, bpbreid_max_oracle, temporaries=1),
+        ]
+    if mode == "mean":
+        return [
+            *own,
+            Provider("bmm", bmm_mean),
+            Provider("bmm, compiled", bmm_mean, compiled=True),
+            Provider("broadcast", broadcast_mean, temporaries=1),
+            Provider("broadcast, compiled", broadcast_mean, compiled=True),
         ]
     found = [
         Provider("bmm", bmm_sum),

@@ -1,6 +1,8 @@
 """Ways to make part maps, and the structure between parts, without this library."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,21 +10,53 @@ from torch.nn import functional as F
 
 from partlocal import part_maps, part_mask_pool, structure_correlation
 from partlocal.kernels import Implementation
+from partlocal.resize import Downsample
 from peers.pooling import bmm_sum, broadcast_sum
 from peers.provider import Provider, own_providers
 
 PARTS = (1, 4, 5, 6, 8, 10)  # six of eleven labels
 
 
-def own_maps(implementation: Implementation) -> Callable[[Tensor], Tensor]:
+def own_maps(downsample: Downsample, implementation: Implementation) -> Callable[[Tensor], Tensor]:
     """Our maps at the grid of FSENet."""
-    return lambda logits: part_maps(logits, PARTS, 28, implementation=implementation).maps
+    return lambda logits: (
+        part_maps(logits, PARTS, 28, downsample=downsample, implementation=implementation).maps
+    )
 
 
 def plain_maps(logits: Tensor) -> Tensor:
     """The same by one PyTorch function after another."""
-    normed = F.normalize(logits.softmax(1), dim=1)
-    return F.adaptive_max_pool2d(normed[:, PARTS], (28, 28))
+    return F.adaptive_max_pool2d(_normed(logits), (28, 28))
+
+
+def area_maps(logits: Tensor) -> Tensor:
+    """Means by exact area: one matrix product an axis, of the averages over a common finer grid."""
+    side = logits.shape[2]
+    fine = torch.eye(side, device=logits.device, dtype=logits.dtype)
+    fine = fine.repeat_interleave(math.lcm(side, 28) // side, 0)
+    weights = fine.unflatten(0, (28, -1)).mean(1)
+    return weights @ _normed(logits) @ weights.T
+
+
+def adaptive_maps(logits: Tensor) -> Tensor:
+    """Means by PyTorch's bins, which overlap."""
+    return F.adaptive_avg_pool2d(_normed(logits), (28, 28))
+
+
+def adaptive_oracle(logits: Tensor) -> Tensor:
+    """The same cell by cell."""
+    normed, side = _normed(logits), logits.shape[2]
+    bins = [(i * side // 28, -(-(i + 1) * side // 28)) for i in range(28)]
+    cells = [
+        normed[:, :, top:bottom, left:right].mean((2, 3))
+        for top, bottom in bins
+        for left, right in bins
+    ]
+    return torch.stack(cells, 2).unflatten(2, (28, 28))
+
+
+def _normed(logits: Tensor) -> Tensor:
+    return F.normalize(logits.softmax(1), dim=1)[:, PARTS]
 
 
 def own_structure(implementation: Implementation) -> Callable[[Tensor], Tensor]:
@@ -48,9 +82,10 @@ def cdist_structure(parts: Tensor) -> Tensor:
 def _described(parts: Tensor, distance: Tensor, cosine: Tensor) -> Tensor:
     """Return each part followed by its pairs with the others."""
     b, k = parts.shape[:2]
-    off = ~torch.eye(k, dtype=torch.bool, device=parts.device).flatten()
-    pairs = torch.stack([distance, cosine], 3).flatten(1, 2)
-    return torch.cat([parts, pairs[:, off].reshape(b, k, 2 * (k - 1))], 2)
+    pairs = torch.stack([distance, cosine], 3)
+    # The k x k table is read from its second entry in rows of k + 1, which all end on the diagonal.
+    shifted = pairs.flatten(1, 2)[:, 1:].unflatten(1, (k - 1, k + 1))
+    return torch.cat([parts, shifted[:, :, :k].reshape(b, k, 2 * (k - 1))], 2)
 
 
 def own_chain(implementation: Implementation) -> Callable[[Tensor, Tensor], Tensor]:
@@ -74,10 +109,18 @@ def broadcast_chain(features: Tensor, logits: Tensor) -> Tensor:
     return broadcast_structure(broadcast_sum(features, plain_maps(logits)))
 
 
-def maps_providers(device: torch.device) -> list[Provider]:
+def maps_providers(device: torch.device, downsample: Downsample) -> list[Provider]:
     """Return who makes maps."""
+    own = own_providers(partial(own_maps, downsample), device)
+    if downsample == "area":
+        return [
+            *own,
+            Provider("PyTorch", area_maps),
+            Provider("PyTorch, compiled", area_maps, compiled=True),
+            Provider("adaptive average (other result)", adaptive_maps, adaptive_oracle),
+        ]
     return [
-        *own_providers(own_maps, device),
+        *own,
         Provider("PyTorch", plain_maps),
         Provider("PyTorch, compiled", plain_maps, compiled=True),
     ]
