@@ -102,27 +102,23 @@ def part_mask_pool(
         return PartFeatures(pooled[0].to(result_dtype(features)), pooled[1], visibility)
     mass = maps.sum((2, 3))
     present = _present(mass, visibility if may_hide else None, min_visibility)
-    if mode == "sum":
-        divisor = mass if present is None else torch.where(present, mass, 1)
-        # Of the two that may be divided, maps or result, the smaller.
-        divide_maps = normalize and features.shape[2] * features.shape[3] < features.shape[1]
-        parts = _weighted_sum(features, maps / divisor[..., None, None] if divide_maps else maps)
-        if normalize and not divide_maps:
-            parts = parts / divisor[..., None]
-        if present is not None:
-            parts = torch.where(present[..., None], parts, 0)
-    else:
+    divisor, weights = mass if normalize else None, maps
+    if mode != "sum":
         area = maps >= area_threshold
-        count = area.sum((2, 3))
-        present = count > 0 if present is None else present & (count > 0)
-        divisor = mass if normalize else torch.ones_like(mass)
+        weights = area.to(wide)
+        count = weights.sum((2, 3))
+        if not finite_above(count, 0.0):
+            present = count > 0 if present is None else present & (count > 0)
         if mode == "mean":
-            total, divisor = _weighted_sum(features, area.to(wide)), divisor * count
-        else:
-            total = masked_max(features, area).to(wide)
-        # The divisor of an absent part must be harmless too, or its gradient would be 0 * inf.
-        total = torch.where(present[..., None], total, 0)
-        parts = total / torch.where(present, divisor, 1)[..., None]
+            divisor = count if divisor is None else divisor * count
+    if divisor is not None:
+        # That of an absent part must be harmless, or its gradient would be 0 * inf.
+        divisor = _if_present(present, divisor, 1.0)
+    if mode == "max":
+        found = _if_present(present, masked_max(features, area).to(wide), 0.0)
+        parts = found if divisor is None else found / divisor[..., None]
+    else:
+        parts = _if_present(present, _divided_sum(features, weights, divisor), 0.0)
     refuse_non_finite(parts, "features", "the pooled parts")
     return PartFeatures(parts.to(result_dtype(features)), mass, visibility)
 
@@ -194,6 +190,22 @@ def _present(mass: Tensor, visibility: Tensor | None, min_visibility: float) -> 
         refuse_non_finite(visibility, "visibility", "its values")
         absent = absent | (visibility < min_visibility)
     return ~absent
+
+
+def _if_present(present: Tensor | None, values: Tensor, otherwise: float) -> Tensor:
+    """Return the values of the parts that are present, all if `present` is None."""
+    if present is None:
+        return values
+    return torch.where(present if values.ndim == 2 else present[..., None], values, otherwise)
+
+
+def _divided_sum(features: Tensor, weights: Tensor, divisor: Tensor | None) -> Tensor:
+    """Return the weighted sum over `divisor`, which goes into the smaller of weights and result."""
+    if divisor is None:
+        return _weighted_sum(features, weights)
+    if features.shape[2] * features.shape[3] < features.shape[1]:
+        return _weighted_sum(features, weights / divisor[..., None, None])
+    return _weighted_sum(features, weights) / divisor[..., None]
 
 
 def _weighted_sum(features: Tensor, weights: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ ALLOWED = {
     "hub": set(),
     "hourglass": set(),
     "part_maps": {"kernels", "labels", "numerics", "resize"},
-    "pooling": {"kernels", "numerics", "resize"},
+    "pooling": {"kernels", "masked_max", "numerics", "resize"},
     "correlation": {"kernels", "numerics"},
     "logsumexp": {"kernels", "numerics"},
     "head": {"hub", "kernels", "logsumexp", "margins", "numerics"},
@@ -32,6 +32,7 @@ ALLOWED = {
     "backbone": {"pixels", "timm_models"},
     "timm_models": {"pixels"},
     "alignment": set(),
+    "masked_max": {"numerics"},
     "masked_norm": {"numerics"},
     "branch": {"correlation", "masked_norm", "numerics", "pooling"},
     "local": {
