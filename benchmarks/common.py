@@ -17,6 +17,7 @@ import torch
 
 STOP_AT = 5  # a provider that takes so many times the fastest one's time is run no more
 LOOKS = 3  # runs after which that is decided
+FEWEST, PATIENCE = 7, 60.0  # runs that are enough where they have taken so many seconds
 LONG = 100.0  # milliseconds after which it does not matter what the caches held before
 
 Calls = Sequence[Callable[[], object]]
@@ -31,8 +32,8 @@ def interleave(
         functions: each as calls without arguments that differ in where their inputs lie, run one
             after another: on a GPU, so many that its cache holds none of the next one's.
         device: where they run.
-        runs: of each at least. One much slower than the fastest stops after three, but for the
-            first, which the others are compared with.
+        runs: of each at least, but for the longest rows. One much slower than the fastest stops
+            after three, but for the first, which the others are compared with.
         seconds: that the fast ones may fill with more runs, up to ten times `runs`.
 
     Returns:
@@ -43,7 +44,8 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name in functions}
     names, order, began = list(ready), random.Random(0), time.perf_counter()
     for turn in range(10 * runs):
-        if turn >= runs and time.perf_counter() - began > seconds:
+        spent = time.perf_counter() - began
+        if (turn >= runs and spent > seconds) or (turn >= FEWEST and spent > PATIENCE):
             break
         if turn == LOOKS:
             middle = {name: statistics.median(times[name]) for name in names}

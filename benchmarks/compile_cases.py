@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests/kernels"))
 from cases import covering, lay_out
 
 from partlocal.kernels import DTYPES
+from partlocal.kernels import negative_logsumexp as head
 from partlocal.kernels import part_maps as mapping
 from partlocal.kernels import part_mask_pool as pooling
 from partlocal.kernels import structure_correlation as structure
@@ -32,6 +33,7 @@ def all_cases() -> Iterator[Case]:
     yield from structure_cases()
     yield from pool_cases()
     yield from gradient_cases()
+    yield from head_cases()
 
 
 def sizes_of(configure: Callable[[int], dict], most: int) -> list[int]:
@@ -197,4 +199,39 @@ def gradient_cases() -> Iterator[Case]:
             k=sizes_of(partial(pooling.configuration, "product"), 32),
             layout=layouts,
             dtype=DTYPES,
+        )
+
+
+def head_cases() -> Iterator[Case]:
+    """Yield what runs `negative_logsumexp`: the sums, and all that its gradients take."""
+
+    def run(b, layout, dtypes, precision):
+        d, v = 512, 256
+        if layout == "sliced":
+            d, v = 131, 255
+        x, weight = (
+            lay_out(torch.ones(n, d, dtype=dtype), layout)
+            for n, dtype in zip((b, v), dtypes, strict=True)
+        )
+        targets, number = torch.zeros(b, dtype=torch.long), torch.ones(b)
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        try:
+            head.sums(x, weight, targets, 64.0)
+            head.gradients(number, number, number, x, weight, targets, 64.0, 2**20)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    halves = [(dtype, dtype) for dtype in DTYPES if dtype != torch.float32]
+    mixed = [pair for pair in product(DTYPES, DTYPES) if pair not in halves]
+    for dtypes, layouts in product((halves, mixed), (["contiguous"], IRREGULAR)):
+        half, ahead = dtypes is halves, layouts == ["contiguous"]
+        configure = partial(head.configuration, "tile", half=half, ahead=ahead)
+        yield from _cases(
+            "head",
+            run,
+            b=sizes_of(configure, 128),
+            layout=layouts,
+            dtypes=dtypes,
+            precision=["highest"] if half else ["highest", "high"],
         )

@@ -42,6 +42,7 @@ POINTER = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.int32: "*i32",
+    torch.int64: "*i64",
     torch.bool: "*i1",
 }
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
-from peers import pooling, structure
+from peers import head, pooling, structure
 from peers.provider import Provider
 from torch import Tensor
 
@@ -59,6 +59,7 @@ DIRECTIONS = {
     (True,): "and backward",
     (True, False): "and backward",
     (True, True): "and backward, maps too",
+    (True, True, False): "and backward",
 }
 
 
@@ -76,7 +77,8 @@ class Row:
         compiled: whether CPUs run the compiled ways too, which takes minutes; GPUs always do.
         values: numbers that must at least be read or written; 0 where nobody counted.
         flops: that must at least be computed.
-        largest: numbers of every part x channel x cell.
+        largest: numbers of every part x channel x cell, or sample x class.
+        classes: of a head; its inputs are held against the oracle as a whole.
     """
 
     operation: str
@@ -89,6 +91,7 @@ class Row:
     values: int = 0
     flops: int = 0
     largest: int = 0
+    classes: int = 0
 
     @property
     def direction(self) -> str:
@@ -107,6 +110,32 @@ def all_rows(device: torch.device, quick: bool) -> Iterator[Row]:
         for name in ["face"] if quick else CORRELATED:
             for b in batches:
                 yield from correlation_rows(name, b, dtype, device)
+        for v, b in head_sizes(device, quick):
+            yield from head_rows(v, b, dtype, device)
+
+
+def head_sizes(device: torch.device, quick: bool) -> list[tuple[int, int]]:
+    """Return numbers of classes and samples that the memory holds."""
+    if quick:
+        return [(10_000, 64)]
+    if device.type == "cuda":
+        return [(10_000, 1024), (100_000, 1024), (1_000_000, 1024), (10_000_000, 1024)]
+    return [(10_000, 256), (100_000, 256), (1_000_000, 64)]
+
+
+def head_rows(v: int, b: int, dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+    """Yield ArcFace's loss over v classes, forward and backward to embeddings and rows."""
+    d = 512
+    rng = torch.Generator(device).manual_seed(v)
+    weight = torch.randn(v, d, generator=rng, device=device, dtype=dtype)
+    labels = torch.randint(v, (b,), generator=rng, device=device)
+    for wanted in ((), (True, True, False)):
+        yield Row(
+            "margin_softmax", f"v={v} b={b} d={d}", (draw(dtype, device, b, d), weight, labels),
+            head.providers(device), wanted, compiled=v <= 100_000,
+            values=v * d * (1 + bool(wanted)), flops=2 * b * v * d * (3 if wanted else 1),
+            largest=b * v, classes=v,
+        )  # fmt: skip
 
 
 def pool_rows(

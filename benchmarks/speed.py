@@ -78,7 +78,7 @@ def main() -> None:
 COLUMNS = (
     "operation", "direction", "shape", "layout", "dtype", "provider", "auto", "p20", "p50", "p80",
     "runs", "graph", "ratio", "gb_s", "of_copy", "tflop_s", "of_matrix", "of_floor", "peak_mb",
-    "note",
+    "bytes_per_class", "note",
 )  # fmt: skip
 
 
@@ -134,7 +134,9 @@ def measure(
                 "of_matrix": rates["tflop_s"] / matrix,
                 "of_floor": floor / middle,
             }
-        yield result | {"peak_mb": peak_megabytes(ready[name][0], device)}
+        peak = peak_megabytes(ready[name][0], device)
+        a_class = 2**20 * peak / row.classes if row.classes and peak is not None else None
+        yield result | {"peak_mb": peak, "bytes_per_class": a_class}
 
 
 def compiles(row: Row, quick: bool) -> bool:
@@ -183,7 +185,9 @@ def unfit(provider: Provider, row: Row) -> str | None:
         return f"needs {needed:.0f} GiB"
     checked = row
     if row.differentiable:  # gradients in float32: half precision has ties, which some ways share
-        checked = replace(row, inputs=tuple(x.float() for x in row.inputs))
+        checked = replace(
+            row, inputs=tuple(x.float() if x.is_floating_point() else x for x in row.inputs)
+        )
     try:
         found = calls(provider, checked)[0]()
     except Exception as error:  # such as no compiler, no memory, or a kernel that takes too much
@@ -191,7 +195,8 @@ def unfit(provider: Provider, row: Row) -> str | None:
     if not row.values:
         return None  # a whole network: its tests say that it is right
     oracle = provider.oracle or row.providers[0].run
-    single = [x[:1].double() for x in row.inputs]
+    some = slice(None if row.classes else 1)  # all classes, or the first picture alone
+    single = [x[some].double() if x.is_floating_point() else x[some] for x in row.inputs]
     if row.differentiable:
         leaves = [x.requires_grad_(w) for x, w in zip(single, row.differentiable, strict=True)]
         result = oracle(*leaves)
@@ -200,7 +205,7 @@ def unfit(provider: Provider, row: Row) -> str | None:
     else:
         found, expected = (found,), (oracle(*single),)
     for one, other in zip(found, expected, strict=True):
-        error = ((one[:1].double() - other).abs().max() / other.abs().max()).item()
+        error = ((one[some].double() - other).abs().max() / other.abs().max()).item()
         if not error <= TOLERANCE[checked.inputs[0].dtype]:
             return f"wrong: off by {error:.1g} of the largest number"
     return None
@@ -209,6 +214,7 @@ def unfit(provider: Provider, row: Row) -> str | None:
 def chosen(row: Row) -> str | None:
     """Return what `implementation="auto"` runs here; a network has no single answer."""
     operation = row.operation.split()[0]
+    operation = {"margin_softmax": "negative_logsumexp"}.get(operation, operation)
     if operation not in KERNELS:
         return None
     return "triton" if runs_kernel("auto", operation, inputs=row.inputs[0]) else "torch"

@@ -124,7 +124,7 @@ def other_projects(rows: list[Results]) -> list[str]:
     lines = ["| shape and direction | way | its time / ours |", "|---|---|---:|"]
     for results in rows:
         for result in results:
-            if "other result" in result["provider"]:
+            if "other result" in result["provider"] and not result.get("bytes_per_class"):
                 name = result["provider"].removesuffix(" (other result)")
                 cells = f"{result['operation']}, {title(result)} | {name}"
                 lines.append(f"| {cells} | {number(result['ratio'])} |")
@@ -140,6 +140,22 @@ def networks(rows: list[Results]) -> list[str]:
             cells = [r["operation"], r["shape"], r["provider"], number(r["p50"]), ratio]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def heads(rows: list[Results]) -> list[str]:
+    """Return what every way to train over classes takes, in time and memory."""
+    lines = [
+        "| shape and direction | way | ms | its time / ours | MB | bytes a class |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for results in rows:
+        for r in results:
+            if r.get("bytes_per_class") is not None:
+                numbers = (r["p50"], r["ratio"], r["peak_mb"], r["bytes_per_class"])
+                lines.append(
+                    f"| {title(r)} | {r['provider']} | {' | '.join(map(number, numbers))} |"
+                )
+    return lines if len(lines) > 2 else []
 
 
 def losses(rows: list[Results]) -> list[str]:
@@ -180,10 +196,12 @@ def section(report: dict[str, Any], figure: str) -> list[str]:
     for operation in dict.fromkeys(r[0]["operation"] for r in operations):
         of_it = [r for r in operations if r[0]["operation"] == operation and others(r)]
         lines += [f"#### {operation}", "", *table(of_it), ""]
+    if over_classes := heads(operations):
+        lines += ["#### Time and memory of the head", "", *over_classes, ""]
     lines += ["#### Where another way is faster", "", *losses(operations), ""]
     if whole:
         lines += ["#### Whole networks", "", *networks(whole), ""]
-    lines += ["#### Other projects' pooling, of another result", "", *other_projects(operations)]
+    lines += ["#### Other ways, of another result", "", *other_projects(operations)]
     return lines
 
 

@@ -19,18 +19,20 @@ from partlocal.pooling import PartMaskPool, part_mask_pool
 
 if TYPE_CHECKING:
     from partlocal.branch import LocalBranch
-    from partlocal.head import ArcFaceHead, margin_softmax, negative_logsumexp
+    from partlocal.head import ArcFaceHead
     from partlocal.local import PartLocalNet
+    from partlocal.logsumexp import negative_logsumexp
     from partlocal.parsing import ParsingNet
     from partlocal.segmenters import LogitsAdapter
+    from partlocal.softmax import margin_softmax
 
 __version__ = "0.1.0"
 
 # These files import the Hugging Face hub or timm, which cost more than everything above together.
 _LAZY = {
     "ArcFaceHead": "head",
-    "margin_softmax": "head",
-    "negative_logsumexp": "head",
+    "margin_softmax": "softmax",
+    "negative_logsumexp": "logsumexp",
     "LocalBranch": "branch",
     "PartLocalNet": "local",
     "LogitsAdapter": "segmenters",

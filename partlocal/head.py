@@ -1,102 +1,51 @@
-"""The margin softmax over identities, without the samples x classes matrix it is defined on.
-
-With unit embeddings and class rows and their cosines c_ij, a margin touches the target alone:
-`loss_i = softplus(N_i - scale * phi(c_iy))`, `N_i = logsumexp_{j != y_i} scale * c_ij`. This is
-the cross entropy for every margin phi, so one operation, N, serves the whole family.
-"""
+"""The layer of the margin softmax: one row a class, here or spread over ranks, all or a sample."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from partlocal.hub import HubModule, check_keys
 from partlocal.kernels import Implementation, check_implementation
 from partlocal.logsumexp import (
+    Negatives,
     check_embeddings,
     check_inputs,
+    check_labels,
     check_scale,
+    choose,
     class_indices,
-    negative_logsumexp,
+    negatives,
     unit_rows,
     without_autocast,
 )
 from partlocal.margins import ArcFace, Margin, margin_config, margin_from_config
 from partlocal.numerics import accumulation_dtype, check_tensor, refuse_non_finite
+from partlocal.optim import take_rows
+from partlocal.shard import Shard
+from partlocal.softmax import (
+    Diagnostics,
+    Reduction,
+    check_norm,
+    check_reduction,
+    diagnose,
+    losses,
+    norms,
+    reduce,
+    refuse_lost,
+)
 
-Reduction = Literal["mean", "sum", "none"]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
+    from partlocal.class_parallel import Batch
 
-def margin_softmax(  # noqa: PLR0913
-    embeddings: Float[Tensor, "b d"],
-    weight: Float[Tensor, "v d"],
-    labels: Shaped[Tensor, " b"],
-    margin: Margin,
-    scale: float,
-    norm: Float[Tensor, " b"] | None = None,
-    reduction: Reduction = "mean",
-    *,
-    ignore_index: int = -1,
-    recompute: bool = True,
-    implementation: Implementation = "auto",
-) -> Float[Tensor, ""] | Float[Tensor, " b"]:
-    """Return the cross entropy of scaled cosines whose target went through `margin`.
-
-    >>> embeddings, weight = torch.eye(2), torch.eye(2)
-    >>> margin_softmax(embeddings, weight, torch.tensor([0, 1]), ArcFace(0.5), scale=1.0)
-    tensor(0.3477)
-
-    Args:
-        embeddings: of any norm; they and the rows of `weight` are made unit vectors.
-        weight: one row a class.
-        labels: the class of each sample, or `ignore_index`.
-        margin: see `partlocal.margins`; its `penalty`, if it has one, is added to each loss.
-        scale: the logits are this times the cosines.
-        norm: what the margin takes for the embeddings' norms, if those are unit vectors already.
-        reduction: `"mean"` over the samples that are not ignored, `"sum"`, or `"none"`.
-        ignore_index: samples with this label have loss 0 and gradient 0.
-        recompute: see `negative_logsumexp`.
-        implementation: `"auto"` or `"torch"`.
-
-    Raises:
-        ValueError: as `negative_logsumexp`; or `norm` is not `[b]`, or on a CPU, embeddings,
-            weight or norm are not finite.
-        TypeError: labels are no whole numbers, or embeddings are not floating point.
-
-    Source: https://arxiv.org/abs/1801.07698, equation 3, in the form above
-    """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none'; got {reduction!r}")
-    lse, cos_target = negative_logsumexp(
-        embeddings,
-        weight,
-        labels,
-        scale,
-        ignore_index=ignore_index,
-        recompute=recompute,
-        implementation=implementation,
-    )
-    length = torch.linalg.vector_norm(embeddings.to(lse.dtype), dim=1)
-    refuse_non_finite(length, "embeddings", "their norms")
-    refuse_non_finite(lse.where(lse != -math.inf, 0), "weight", "the log-sum-exp")
-    norm = length if norm is None else norm
-    if norm.shape != labels.shape:
-        raise ValueError(f"norm must be [b] with b = {len(labels)}; got {list(norm.shape)}")
-    ignored = labels.long() == ignore_index
-    norm = norm.masked_fill(ignored, 0)
-    refuse_non_finite(norm, "norm", "its values")
-    # The default threshold of 20 would be off by e^-20, which is far above fp64 rounding.
-    loss = F.softplus(lse - scale * margin(cos_target, norm), threshold=40)
-    if hasattr(margin, "penalty"):
-        loss = loss + margin.penalty(norm)
-    loss = loss.masked_fill(ignored, 0)
-    if reduction == "none":
-        return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / (~ignored).sum().clamp(min=1)
+BLOCK = 4096  # rows drawn at a time
 
 
 class ArcFaceHead(HubModule):
@@ -108,43 +57,63 @@ class ArcFaceHead(HubModule):
     >>> head.logits(torch.randn(4, 8)).shape
     torch.Size([4, 100])
 
+    With a process group the rows are spread over its ranks; see the docs, "Training with millions
+    of identities". All ranks then call `forward` together, each with its own samples, and get the
+    same loss, that of all samples. Wrap the backbone alone in DDP or FSDP2, not the head.
+
     Args:
         in_features: width of the embeddings.
         num_classes: identities.
         scale: the logits are this times the cosines.
         margin: one of `partlocal.margins`, or any callable like them (which cannot be saved).
+        sample_rate: below 1, a training step takes the classes of its batch and so many of the
+            others, drawn anew each time, that the sum runs over this share of all. The gradient of
+            `weight` is that of these rows: train with `partlocal.optim.SGD` or `AdamW`.
         ignore_index: samples with this label do not count.
         recompute: `False` is faster and keeps the `b x v` cosines between forward and backward.
-        implementation: `"auto"` or `"torch"`.
+        process_group: whose ranks hold the rows, in equal shares.
+        averaged: whether the backbone's gradients are averaged over ranks, as DDP and FSDP2 do; the
+            embeddings' are multiplied by the number of ranks then. False if they are summed.
+        debug: name the first embedding that is not finite; waits for the device in every step.
+        implementation: see `negative_logsumexp`.
         device: where the rows are made.
         dtype: of the rows.
 
     Raises:
-        ValueError: a size is below 1, `scale` is not positive, or an option is unknown.
+        ValueError: a size is below 1, `scale` is not positive, `sample_rate` is outside (0, 1], an
+            option is unknown, or `process_group` has no backend for the device.
         TypeError: a size is no whole number, or `margin` no margin.
     """
 
-    def __init__(
+    weight: nn.Parameter
+
+    def __init__(  # noqa: PLR0913
         self,
         in_features: int,
         num_classes: int,
         scale: float = 64.0,
         margin: Margin = ArcFace(0.5),  # noqa: B008 (frozen)
         *,
+        sample_rate: float = 1.0,
         ignore_index: int = -1,
         recompute: bool = True,
+        process_group: "ProcessGroup | None" = None,
+        averaged: bool = True,
+        debug: bool = False,
         implementation: Implementation = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_implementation(implementation, "ArcFaceHead")
+        check_implementation(implementation, "negative_logsumexp")
         check_scale(scale)
         for name, size in (("in_features", in_features), ("num_classes", num_classes)):
             if not isinstance(size, Integral):
                 raise TypeError(f"{name} must be a whole number; got {size!r}")
             if size < 1:
                 raise ValueError(f"{name} must be at least 1; got {size}")
+        if not 0 < sample_rate <= 1:
+            raise ValueError(f"sample_rate must be in (0, 1]; got {sample_rate}: 1 takes all")
         if not callable(margin):
             raise TypeError(
                 f"margin must be a margin, such as ArcFace(0.5); got {margin!r}: build one of "
@@ -152,19 +121,71 @@ class ArcFaceHead(HubModule):
             )
         self.in_features, self.num_classes, self.scale = in_features, num_classes, scale
         self.margin = margin.to(device) if isinstance(margin, nn.Module) else margin
-        self.ignore_index, self.recompute = ignore_index, recompute
+        self.sample_rate, self.ignore_index, self.recompute = sample_rate, ignore_index, recompute
+        self.process_group, self.averaged, self.debug = process_group, averaged, debug
         self.implementation = implementation
-        self.weight = nn.Parameter(
-            torch.empty(num_classes, in_features, device=device, dtype=dtype)
-        )
+        rows = torch.empty(0, in_features, device=device, dtype=dtype)
+        if process_group is not None:
+            from partlocal.class_parallel import check_group  # noqa: PLC0415
+
+            check_group(process_group, rows.device)
+        self._hold(rows.new_empty(self._shard().count, in_features))
         self.reset_parameters()
 
+    def _hold(self, rows: Tensor) -> None:
+        """Make `rows`, those of this rank, the parameter."""
+        if self.process_group is None:
+            self.weight = nn.Parameter(rows)
+        else:
+            from partlocal.class_parallel import as_shard  # noqa: PLC0415
+
+            self.weight = nn.Parameter(as_shard(rows, self.num_classes, self.process_group))
+        self.weight.by_rows = self.sample_rate < 1  # type: ignore[attr-defined]
+
+    def _shard(self) -> Shard:
+        if self.process_group is None:
+            return Shard(self.num_classes, 0, 1)
+        group = self.process_group
+        return Shard(self.num_classes, group.rank(), group.size())
+
+    def _rows(self) -> Tensor:
+        """Return the rows of this rank, as the parameter's own memory."""
+        local = getattr(self.weight, "to_local", None)
+        return self.weight if local is None else local()
+
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw rows of random direction and a norm near 1.
+        """Draw rows of random direction and a norm near 1, the same on any number of ranks.
 
         The norm has no part in the loss but sets the pace: a step turns a row by lr / norm^2.
         """
-        nn.init.normal_(self.weight, std=self.in_features**-0.5)
+        self._draw(0)
+
+    def _draw(self, first: int) -> None:
+        """Draw all rows from class `first` on, and keep those of this rank."""
+        rows = self._rows().detach()
+        if rows.is_meta:
+            return
+        if self.process_group is None:
+            self._draw_into(rows, first)
+            return
+        from partlocal.class_parallel import same_generator  # noqa: PLC0415
+
+        with same_generator(self.process_group, rows.device):
+            self._draw_into(rows, first)
+
+    def _draw_into(self, rows: Tensor, first: int) -> None:
+        start = self._shard().start
+        for begin in range(first, self.num_classes, BLOCK):
+            end = min(begin + BLOCK, self.num_classes)
+            low, high = max(begin, start), min(end, start + len(rows))
+            if (low, high) == (begin, end):
+                block = rows[begin - start : end - start]
+            else:
+                block = rows.new_empty(end - begin, self.in_features)
+            nn.init.normal_(block, std=self.in_features**-0.5)
+            if low < high:
+                rows[low - start : high - start] = block[low - begin : high - begin]
 
     def forward(
         self,
@@ -172,39 +193,96 @@ class ArcFaceHead(HubModule):
         labels: Shaped[Tensor, " b"],
         norm: Float[Tensor, " b"] | None = None,
         reduction: Reduction = "mean",
-    ) -> Float[Tensor, ""] | Float[Tensor, " b"]:
-        """Return the loss; see `margin_softmax`."""
+        diagnostics: bool = False,
+    ) -> Tensor | tuple[Tensor, Diagnostics]:
+        """Return the loss; see `margin_softmax`.
+
+        Args:
+            embeddings: of any norm; of this rank's samples, of which there may be none.
+            labels: the class of each, or `ignore_index`.
+            norm: what the margin takes for the norms.
+            reduction: over the samples of all ranks; `"none"` returns those of this rank.
+            diagnostics: return a pair, the loss and `Diagnostics`.
+        """
         self._check_width(embeddings)
-        return margin_softmax(
-            embeddings,
-            self.weight,
-            labels,
-            margin=self.margin,
-            scale=self.scale,
-            norm=norm,
-            reduction=reduction,
-            ignore_index=self.ignore_index,
-            recompute=self.recompute,
-            implementation=self.implementation,
-        )
+        check_reduction(reduction)
+        check_embeddings(embeddings, self.weight, least=int(self.process_group is None))
+        check_labels(labels, embeddings)
+        if self.debug:
+            refuse_lost(embeddings)
+        if norm is not None:
+            check_norm(norm, labels)
+        found, norm, ignored, batch = self._negatives(embeddings, labels, norm)
+        loss = losses(found, norm, ignored, self.margin, self.scale)
+        if batch is not None and reduction == "none":
+            loss = batch.own_part(loss)
+        loss = reduce(loss, ignored, reduction)
+        return (loss, diagnose(found, norm, ignored, self.margin)) if diagnostics else loss
+
+    def _negatives(
+        self, embeddings: Tensor, labels: Tensor, norm: Tensor | None
+    ) -> tuple[Negatives, Tensor, Tensor, "Batch | None"]:
+        """Return what is known of the samples of all ranks, their norms, and who is ignored."""
+        if self.process_group is None:
+            norm, ignored = norms(embeddings) if norm is None else norm, labels == self.ignore_index
+            rows, targets, ignore_index = self._rows(), labels.long(), self.ignore_index
+            if self._samples:
+                targets = class_indices(targets, self.num_classes, ignore_index)
+                (rows, targets), ignore_index = self._sample(targets), -1
+            how = choose(embeddings, rows, self.scale, self.recompute, None, self.implementation)
+            return negatives(embeddings, rows, targets, how, ignore_index), norm, ignored, None
+
+        from partlocal.class_parallel import gather_batch, scale_gradient  # noqa: PLC0415
+
+        shard = self._shard()
+        if self.averaged:
+            embeddings = scale_gradient(embeddings, shard.ranks)
+            norm = None if norm is None else scale_gradient(norm, shard.ranks)
+        norm = norms(embeddings) if norm is None else norm
+        batch = gather_batch(embeddings, labels.long(), norm, self.process_group)
+        classes = class_indices(batch.labels, self.num_classes, self.ignore_index)
+        here = (classes >= shard.start) & (classes < shard.stop)
+        rows, targets = self._rows(), torch.where(here, classes - shard.start, -1)
+        if self._samples:
+            rows, targets = self._sample(targets)
+        how = choose(batch.embeddings, rows, self.scale, self.recompute, None, self.implementation)
+        found = batch.negatives(embeddings, rows, targets, how)
+        return found, batch.with_own(norm), classes < 0, batch
+
+    @property
+    def _samples(self) -> bool:
+        return self.training and self.sample_rate < 1
+
+    def _sample(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of this step's classes, those of the batch included, and new targets."""
+        own, held = targets[targets >= 0].unique(), self._shard().count
+        count = max(len(own), math.ceil(self.sample_rate * held))
+        order = torch.rand(held, device=targets.device)
+        order[own] = 2
+        chosen = order.topk(count, sorted=False).indices.sort().values
+        places = torch.searchsorted(chosen, targets).masked_fill(targets < 0, -1)
+        return take_rows(self.weight, chosen), places
 
     def logits(
         self, embeddings: Float[Tensor, "b d"], labels: Shaped[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b v"]:
         """Return the `b x v` scaled cosines; with labels, the target's after the margin.
 
+        With a process group all rows are gathered on each rank.
+
         Raises:
             ValueError: as `forward`.
             TypeError: as `forward`.
         """
         self._check_width(embeddings)
+        weight = self.all_rows()
         if labels is None:
-            check_embeddings(embeddings, self.weight)
+            check_embeddings(embeddings, weight)
         else:
-            check_inputs(embeddings, self.weight, labels, self.scale)
-        dtype = accumulation_dtype(torch.promote_types(embeddings.dtype, self.weight.dtype))
+            check_inputs(embeddings, weight, labels, self.scale)
+        dtype = accumulation_dtype(torch.promote_types(embeddings.dtype, weight.dtype))
         with without_autocast(embeddings):
-            unit, rows = unit_rows(embeddings.to(dtype))[0], unit_rows(self.weight.to(dtype))[0]
+            unit, rows = unit_rows(embeddings.to(dtype))[0], unit_rows(weight.to(dtype))[0]
             cos = unit @ rows.t()
         length = torch.linalg.vector_norm(embeddings.to(dtype), dim=1)
         refuse_non_finite(length, "embeddings", "their norms")
@@ -220,6 +298,137 @@ class ArcFaceHead(HubModule):
             1, index, torch.where(index == targets[:, None], phi, cos_target)
         )
 
+    def all_rows(self) -> Float[Tensor, "v d"]:
+        """Return the rows of all ranks, which call this together."""
+        whole = getattr(self.weight, "full_tensor", None)
+        return self.weight if whole is None else whole()
+
+    @torch.no_grad()
+    def load_rows(self, rows: Tensor | Sequence[Tensor]) -> None:
+        """Copy the rows of all classes, each rank its own.
+
+        Args:
+            rows: [v, d], or several tensors whose rows follow each other. They may lie in a file
+                that is mapped into memory: what other ranks hold is not read.
+
+        Raises:
+            ValueError: there are more or fewer classes, or rows of another width.
+        """
+        parts = [rows] if isinstance(rows, Tensor) else list(rows)
+        shapes = [list(part.shape) for part in parts]
+        count = sum(len(part) for part in parts)
+        if count != self.num_classes or any(shape[1:] != [self.in_features] for shape in shapes):
+            raise ValueError(
+                f"rows must be [{self.num_classes}, {self.in_features}] in all (num_classes, "
+                f"in_features of this head); got {shapes}: build the head with "
+                f"num_classes={count}, or pass the transposed matrix if it is [d, v]"
+            )
+        own, shard, begin = self._rows().detach(), self._shard(), 0
+        for part in parts:
+            end = begin + len(part)
+            low, high = max(begin, shard.start), min(end, shard.stop)
+            if low < high:
+                own[low - shard.start : high - shard.start] = part[low - begin : high - begin].to(
+                    own.device
+                )
+            begin = end
+
+    @torch.no_grad()
+    def extend(self, n: int, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Add `n` classes behind the others, with fresh rows.
+
+        Args:
+            n: how many; on all ranks the same.
+            optimizer: which trains this head; it takes the new parameter in place of the old one,
+                and what it remembers of a row stays with it.
+
+        Raises:
+            ValueError: `n` is below 1, or `optimizer` does not hold this head's weight.
+        """
+        if n < 1:
+            raise ValueError(f"n must be at least 1; got {n}")
+        old = self.num_classes
+        source = torch.cat([torch.arange(old), torch.full((n,), -1)])
+        self._rearrange(source, optimizer)
+        self._draw(old)
+
+    def keep(
+        self, indices: Int[Tensor, " n"] | Sequence[int],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:  # fmt: skip
+        """Keep some classes, in this order: class `indices[j]` becomes class j.
+
+        Args:
+            indices: different classes; on all ranks the same.
+            optimizer: as in `extend`.
+
+        Raises:
+            ValueError: there are none, one is out of range or named twice, or `optimizer` does not
+                hold this head's weight.
+        """
+        source = torch.as_tensor(indices, dtype=torch.long).cpu()
+        if source.ndim != 1 or len(source) == 0:
+            raise ValueError(f"indices must name at least one class; got {list(source.shape)}")
+        if source.min() < 0 or source.max() >= self.num_classes:
+            wrong = source[(source < 0) | (source >= self.num_classes)][0]
+            raise ValueError(f"indices must be in [0, {self.num_classes}); got {int(wrong)}")
+        if len(source.unique()) < len(source):
+            raise ValueError("indices must name each class once; got one twice")
+        self._rearrange(source, optimizer)
+
+    @torch.no_grad()
+    def _rearrange(self, source: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+        """Make class j what class `source[j]` was, in an optimizer too; -1 leaves zeros."""
+        old_weight, old = self.weight, self._shard()
+        groups = optimizer.param_groups if optimizer is not None else []
+        holders = [g for g in groups if any(p is old_weight for p in g["params"])]
+        if optimizer is not None and not holders:
+            raise ValueError(
+                "optimizer must hold this head's weight; got one without it: pass the one that was "
+                "built with head.parameters()"
+            )
+        from partlocal.class_parallel import as_shard, local_rows, move_rows  # noqa: PLC0415
+
+        new = Shard(len(source), old.rank, old.ranks)
+        group = self.process_group
+
+        def moved(tensor: Tensor) -> Tensor:
+            return move_rows(local_rows(tensor), source, old, new, group)
+
+        rows = moved(self.weight)
+        self.num_classes = len(source)
+        self._hold(rows)
+        self.weight.requires_grad_(old_weight.requires_grad)
+        if hasattr(old_weight, "stepped_by_rows") and holders:
+            self.weight.stepped_by_rows = True  # type: ignore[attr-defined]
+        for held in holders:
+            held["params"] = [self.weight if p is old_weight else p for p in held["params"]]
+        if optimizer is None or old_weight not in optimizer.state:
+            return
+        state = optimizer.state.pop(old_weight)
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.ndim and len(value) == old.classes:
+                kept = moved(value)
+                state[key] = kept if group is None else as_shard(kept, new.classes, group)
+        optimizer.state[self.weight] = state
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write the rows of all ranks as one head; all ranks call this, the first one writes."""
+        if self.process_group is None:
+            return super().save_pretrained(save_directory, **kwargs)
+        import torch.distributed as dist  # noqa: PLC0415
+
+        whole = ArcFaceHead(
+            **{**self.config(), "margin": self.margin}, device="meta", dtype=self.weight.dtype
+        )
+        whole.weight = nn.Parameter(self.all_rows().detach().cpu())
+        whole.margin = self.margin
+        done = None
+        if dist.get_rank(self.process_group) == 0:
+            done = whole.save_pretrained(save_directory, **kwargs)
+        dist.barrier(self.process_group)
+        return done
+
     def _check_width(self, embeddings: Tensor) -> None:
         check_tensor("embeddings", embeddings)
         if embeddings.ndim == 2 and embeddings.shape[1] != self.in_features:
@@ -229,12 +438,13 @@ class ArcFaceHead(HubModule):
             )
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that rebuild this head."""
+        """Return the arguments that rebuild this head; how it is spread is not among them."""
         return {
             "in_features": self.in_features,
             "num_classes": self.num_classes,
             "scale": self.scale,
             "margin": margin_config(self.margin),
+            "sample_rate": self.sample_rate,
             "ignore_index": self.ignore_index,
             "recompute": self.recompute,
             "implementation": self.implementation,
@@ -247,11 +457,16 @@ class ArcFaceHead(HubModule):
             "ArcFaceHead",
             config,
             ["in_features", "num_classes", "scale", "margin"],
-            ["ignore_index", "recompute", "implementation"],
+            ["sample_rate", "ignore_index", "recompute", "implementation"],
         )
         return cls(**{**config, "margin": margin_from_config(config["margin"])})
 
     def extra_repr(self) -> str:
         """Show the arguments; a margin with state is listed below them as a module."""
         margin = "" if isinstance(self.margin, nn.Module) else f", margin={self.margin}"
-        return f"{self.in_features}, {self.num_classes}, scale={self.scale}{margin}"
+        sampled = f", sample_rate={self.sample_rate}" if self.sample_rate < 1 else ""
+        shard = self._shard()
+        spread = f", rank={shard.rank} of {shard.ranks}" if self.process_group is not None else ""
+        return (
+            f"{self.in_features}, {self.num_classes}, scale={self.scale}{margin}{sampled}{spread}"
+        )

@@ -3,7 +3,8 @@
 A margin is any callable `margin(cos_target, norm) -> phi`, one number a sample; the head puts
 `scale * phi` where `scale * cos_target` stood. `norm` is the embedding's length before it was
 made a unit vector (0 for a sample that is ignored). A margin may also have `penalty(norm)`,
-which is added to the loss. Angles are in radians and computed in fp32 (fp64 for fp64).
+which is added to the loss, and `past_pi(cos_target, norm)`, which tells whose angle passes pi.
+Angles are in radians and computed in fp32 (fp64 for fp64).
 """
 
 import inspect
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 Margin = Callable[[Tensor, Tensor], Tensor]
@@ -76,6 +77,12 @@ class ArcFace:
         else:
             phi = torch.cos(_angle(cos) + self.m)
         return _with_gradient(phi, cos, self.grad)
+
+    def past_pi(
+        self, cos_target: Float[Tensor, " b"], norm: Float[Tensor, " b"]
+    ) -> Bool[Tensor, " b"]:
+        """Tell which angles are above pi - m."""
+        return _angle(_full(cos_target)) > math.pi - self.m
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,12 @@ class SphereFace:
         phi = (psi + self.annealing * cos) / (1 + self.annealing)
         return _with_gradient(phi, cos, self.grad)
 
+    def past_pi(
+        self, cos_target: Float[Tensor, " b"], norm: Float[Tensor, " b"]
+    ) -> Bool[Tensor, " b"]:
+        """Tell which angles are above pi / m."""
+        return _angle(_full(cos_target)) * self.m > math.pi
+
 
 @dataclass(frozen=True)
 class CombinedMargin:
@@ -187,6 +200,12 @@ class CombinedMargin:
     ) -> Float[Tensor, " b"]:
         """Return `cos(m1 theta + m2) - m3`."""
         return torch.cos(self.m1 * _angle(_full(cos_target)) + self.m2) - self.m3
+
+    def past_pi(
+        self, cos_target: Float[Tensor, " b"], norm: Float[Tensor, " b"]
+    ) -> Bool[Tensor, " b"]:
+        """Tell which angles are above (pi - m2) / m1."""
+        return self.m1 * _angle(_full(cos_target)) + self.m2 > math.pi
 
 
 @dataclass(frozen=True)
@@ -226,9 +245,18 @@ class MagFace:
     ) -> Float[Tensor, " b"]:
         """Return `cos(theta + m(norm))`; the gradient reaches the norm too."""
         cos = _full(cos_target)
-        above = norm.to(cos.dtype).clamp(self.l_a, self.u_a) - self.l_a
+        return _add_angle(cos, self._added(norm.to(cos.dtype)))
+
+    def past_pi(
+        self, cos_target: Float[Tensor, " b"], norm: Float[Tensor, " b"]
+    ) -> Bool[Tensor, " b"]:
+        """Tell which angles are above pi - m(norm)."""
+        cos = _full(cos_target)
+        return _angle(cos) > math.pi - self._added(norm.to(cos.dtype))
+
+    def _added(self, norm: Tensor) -> Tensor:
         slope = (self.u_m - self.l_m) / (self.u_a - self.l_a)
-        return _add_angle(cos, self.l_m + slope * above)
+        return self.l_m + slope * (norm.clamp(self.l_a, self.u_a) - self.l_a)
 
     def penalty(self, norm: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Return what each sample adds to its loss."""
@@ -276,12 +304,24 @@ class AdaFace(nn.Module):
         self, cos_target: Float[Tensor, " b"], norm: Float[Tensor, " b"]
     ) -> Float[Tensor, " b"]:
         """Return phi; in training mode the statistics are updated first."""
-        cos, length = _full(cos_target), _full(norm.detach()).clamp(1e-3, 100.0)
+        cos, length = _full(cos_target), _full(norm.detach())
         if self.training:
-            self._update(length, norm.detach() > 0)
-        z = ((length - self.mean) / (self.std + 1e-3) * self.h).clamp(-1, 1).to(cos.dtype)
+            # An embedding that is not finite has no part in the statistics, like one of norm 0.
+            self._update(length.clamp(1e-3, 100.0), (length > 0) & length.isfinite())
+        z = self._quality(length).to(cos.dtype)
         angle = (_angle(cos) - self.m * z).clamp(1e-3, math.pi - 1e-3)
         return angle.cos() - self.m * (1 + z)
+
+    def past_pi(
+        self, cos_target: Float[Tensor, " b"], norm: Float[Tensor, " b"]
+    ) -> Bool[Tensor, " b"]:
+        """Tell which angles are above pi + m z."""
+        cos = _full(cos_target)
+        return _angle(cos) - self.m * self._quality(_full(norm)).to(cos.dtype) > math.pi
+
+    def _quality(self, length: Tensor) -> Tensor:
+        length = length.clamp(1e-3, 100.0)
+        return ((length - self.mean) / (self.std + 1e-3) * self.h).clamp(-1, 1)
 
     @torch.no_grad()
     def _update(self, length: Tensor, known: Tensor) -> None:

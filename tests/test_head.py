@@ -8,7 +8,7 @@ import torch
 from pytorch_metric_learning import losses
 from torch.nn import functional as F
 
-from partlocal.head import ArcFaceHead, margin_softmax
+from partlocal.head import ArcFaceHead
 from partlocal.margins import (
     AdaFace,
     ArcFace,
@@ -18,6 +18,7 @@ from partlocal.margins import (
     NormFace,
     SphereFace,
 )
+from partlocal.softmax import margin_softmax
 
 FAMILY = {
     "norm": NormFace(),
@@ -216,6 +217,159 @@ def test_module(margin):
     torch.testing.assert_close(head.logits(x), 16 * F.normalize(x) @ F.normalize(weight).T)
 
 
+@family
+def test_diagnostics(margin):
+    """Worked by hand from the matrix of cosines."""
+    x, weight, labels = problem(64, 3, 20)
+    labels[5] = -1
+    head = ArcFaceHead(3, 20, 16.0, margin, dtype=torch.float64).eval()
+    head.load_rows(weight.detach())
+    loss, found = head(x, labels, diagnostics=True)
+    assert torch.equal(loss, head(x, labels))
+    cos = (F.normalize(x) @ F.normalize(weight).T).detach()
+    kept = labels >= 0
+    angle = cos[kept, labels[kept]].acos()
+    right = (cos.argmax(1) == labels)[kept].double().mean().item()
+    assert found.accuracy.item() == pytest.approx(right)
+    assert found.angle.item() == pytest.approx(angle.mean().item())
+    # Where the margin has moved an angle past pi, phi as a cosine of it would grow again.
+    added = {"arc": 0.5, "arc-insightface": 0.5}.get(
+        next(name for name, m in FAMILY.items() if m is margin)
+    )
+    if added is not None:
+        beyond = (angle > math.pi - added).double().mean().item()
+        assert 0 < beyond < 1
+        assert found.beyond.item() == pytest.approx(beyond)
+    assert not any(number.requires_grad for number in found)
+
+
+def test_angles_past_pi():
+    cos, norm = torch.tensor([-0.99, -0.5, 0.5]), torch.full((3,), 110.0)
+    past = [[True, False, False]] * 2 + [[True, True, True], [True, True, False]]
+    margins = (ArcFace(0.5), MagFace(), SphereFace(4.0), CombinedMargin(1.4, 0.3, 0.2))
+    assert [m.past_pi(cos, norm).tolist() for m in margins] == past
+    ada = AdaFace(m=0.4).eval()  # a short embedding's angle grows by m
+    assert ada.past_pi(cos, torch.full((3,), -1e9)).tolist() == [False] * 3
+    ada.std.fill_(1.0)
+    assert ada.past_pi(cos, torch.full((3,), 1.0)).tolist() == [True, False, False]
+    assert ada.past_pi(cos, norm).tolist() == [False] * 3
+
+
+def test_sampled_classes():
+    """The sum runs over the batch's own classes and as many others as were asked for."""
+    x, _, labels = problem(b=5, v=200, dtype=torch.float32)
+    labels[2] = -1
+    head = ArcFaceHead(6, 200, 16.0, sample_rate=0.1)
+    torch.manual_seed(0)
+    losses, drawn = [], []
+    for _ in range(3):
+        loss, found = head(x, labels, diagnostics=True)
+        (grad,) = torch.autograd.grad(loss, head.weight)
+        rows = grad.coalesce().indices()[0]
+        assert len(rows) == 20
+        assert set(labels[labels >= 0].tolist()) <= set(rows.tolist())
+        places = torch.where(labels < 0, -1, torch.searchsorted(rows, labels))
+        expected = margin_softmax(x, head.weight[rows], places, ArcFace(0.5), 16.0)
+        torch.testing.assert_close(loss, expected)
+        (dense,) = torch.autograd.grad(expected, head.weight)
+        torch.testing.assert_close(grad.to_dense(), dense)
+        assert 0 <= found.accuracy <= 1
+        losses.append(loss.item())
+        drawn.append(rows)
+    assert len(set(losses)) == 3
+    head.eval()
+    torch.testing.assert_close(
+        head(x, labels), margin_softmax(x, head.weight, labels, ArcFace(0.5), 16.0)
+    )
+    many = torch.arange(5)
+    head = ArcFaceHead(6, 6, 16.0, sample_rate=0.1)  # more classes in the batch than the share
+    (grad,) = torch.autograd.grad(head(x, many), head.weight)
+    assert grad.coalesce().indices()[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def _drawn(rows, head):
+    return torch.autograd.grad(rows.sum(), head.weight)[0].coalesce().indices()
+
+
+def test_classes_are_drawn_alike():
+    """Each of the others is as likely as any."""
+    head = ArcFaceHead(2, 50, sample_rate=0.2)
+    torch.manual_seed(0)
+    count = torch.zeros(50)
+    for _ in range(2000):
+        rows, _ = head._sample(torch.tensor([7, -1, 7]))
+        count += torch.isin(torch.arange(50), _drawn(rows, head))
+    assert count[7] == 2000
+    others = count[torch.arange(50) != 7] / 2000
+    assert (others - 9 / 49).abs().max() < 4 * (0.18 * 0.82 / 2000) ** 0.5
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_classes_come_and_go(make):
+    """What an optimizer remembers of a row stays with it: two heads, one of which had all along."""
+    options = {"lr": 0.1} | ({"momentum": 0.9} if make is torch.optim.SGD else {})
+    x, _, labels = problem(dtype=torch.float32)
+    torch.manual_seed(0)
+    head = ArcFaceHead(6, 20, 16.0)
+    optimizer = make(head.parameters(), **options)
+
+    def step(head, optimizer, labels):
+        optimizer.zero_grad()
+        head(x, labels).backward()
+        optimizer.step()
+
+    step(head, optimizer, labels)
+    before = head.weight.detach().clone()
+    key = "momentum_buffer" if make is torch.optim.SGD else "exp_avg"
+    moment = optimizer.state[head.weight][key].clone()
+    head.extend(3, optimizer)
+    assert head.num_classes == 23
+    assert torch.equal(head.weight[:20], before)
+    assert head.weight[20:].norm(dim=1).min() > 0
+    assert torch.equal(optimizer.state[head.weight][key], torch.cat([moment, torch.zeros(3, 6)]))
+    assert [p for g in optimizer.param_groups for p in g["params"]] == [head.weight]
+    order = torch.tensor([21, 4, 19, 0])
+    rows = head.weight.detach().clone()
+    head.keep(order, optimizer)
+    assert torch.equal(head.weight, rows[order])
+    assert torch.equal(
+        optimizer.state[head.weight][key], torch.cat([moment, torch.zeros(3, 6)])[order]
+    )
+    start = head.weight.detach().clone()
+    step(head, optimizer, labels % 4)
+    assert (head.weight != start).all()
+    head.keep([2])
+    head.extend(1)
+    assert head.weight.shape == (2, 6)
+
+
+def test_errors_of_changing_classes():
+    head = ArcFaceHead(6, 20)
+    other = torch.optim.SGD(ArcFaceHead(6, 20).parameters(), lr=0.1)
+    for call, message in (
+        (lambda: head.extend(0), "n must be at least 1; got 0"),
+        (lambda: head.extend(1, other), "optimizer must hold this head's weight"),
+        (lambda: head.keep([]), "indices must name at least one class"),
+        (lambda: head.keep([3, 20]), r"indices must be in \[0, 20\); got 20"),
+        (lambda: head.keep([3, 3]), "indices must name each class once; got one twice"),
+        (lambda: head.load_rows(torch.ones(21, 6)), r"rows must be \[20, 6\] in all"),
+        (lambda: head.load_rows(torch.ones(6, 20)), "pass the transposed matrix if it is"),
+        (lambda: ArcFaceHead(6, 20, sample_rate=0.0), r"sample_rate must be in \(0, 1\]; got 0.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert head.weight.shape == (20, 6)
+
+
+def test_rows_depend_on_their_class_alone():
+    """A head of more classes begins with the same rows, block by block."""
+    heads = []
+    for classes in (100, 9000):
+        torch.manual_seed(0)
+        heads.append(ArcFaceHead(16, classes).weight)
+    assert torch.equal(heads[0], heads[1][:100])
+
+
 def test_module_learns():
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(0)
@@ -321,7 +475,7 @@ def test_compile():
     [
         (lambda h, x, y: h(x, y + 20), r"labels must be in \[0, 20\), .*; got 3\d at position 0"),
         (lambda h, x, y: h.logits(x, y + 20), r"labels must be in \[0, 20\), the rows of weight"),
-        (lambda h, x, y: h(x * math.inf, y), "embeddings must be finite; got NaN or infinity"),
+        (lambda h, x, y: h.logits(x * math.inf), "embeddings must be finite; got NaN or infinity"),
         (lambda h, x, y: ArcFaceHead(0, 5), "in_features must be at least 1; got 0"),
         (lambda h, x, y: ArcFaceHead(5, 0), "num_classes must be at least 1; got 0"),
         (
@@ -348,8 +502,6 @@ def test_errors(call, message):
         (lambda x: x[0], ValueError, r"embeddings must be \[b, d\] with b at least 1; got \[6\]"),
         (lambda x: x[None], ValueError, r"embeddings must be \[b, d\] .*; got \[1, 8, 6\]"),
         (lambda x: x[:0], ValueError, r"embeddings must be \[b, d\] .*; got \[0, 6\]"),
-        (lambda x: x * math.nan, ValueError, "embeddings must be finite; got NaN or inf"),
-        (lambda x: x * math.inf, ValueError, "embeddings must be finite; got NaN or inf"),
         (lambda x: x.long(), TypeError, r"must be floating point; got torch\.int64: pass embed"),
         (lambda x: x + 0j, TypeError, r"must be floating point; got torch\.complex64: pass embed"),
         (
@@ -374,30 +526,65 @@ def test_errors_of_embeddings(monkeypatch, change, error, message):
     assert all(torch.equal(t, before[name]) for name, t in head.state_dict().items())
 
 
-def test_errors_of_weight_and_norm():
+@family
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("recompute", [True, False])
+def test_what_is_not_finite_reaches_no_row(margin, value, recompute):
+    """Its loss is NaN, and its own gradient; the rows learn from the others alone."""
+    x, weight, labels = problem()
+    options = {"margin": margin, "scale": 16.0, "recompute": recompute}
+    good = torch.arange(8) != 3
+    with torch.no_grad():
+        x[3, 2] = value
+    each = margin_softmax(x, weight, labels, reduction="none", **options)
+    assert torch.equal(each.isfinite(), good)
+    mean = margin_softmax(x, weight, labels, **options)
+    assert mean.isnan()
+    grad_x, grad_weight = torch.autograd.grad(mean, (x, weight))
+    alone = margin_softmax(x[good], weight, labels[good], reduction="sum", **options) / 8
+    expected_x, expected_weight = torch.autograd.grad(alone, (x, weight))
+    torch.testing.assert_close(grad_weight, expected_weight)
+    torch.testing.assert_close(grad_x[good], expected_x[good])
+    assert grad_x[3].isnan().all()
+    if margin is FAMILY["arc"]:
+        labels[3] = -1  # an ignored one harms nobody
+        mean = margin_softmax(x, weight, labels, **options)
+        assert mean.isfinite()
+        assert all(g.isfinite().all() for g in torch.autograd.grad(mean, (x, weight)))
+
+
+def test_debug_names_the_embedding():
     x, _, labels = problem(dtype=torch.float32)
-    head = ArcFaceHead(6, 20, margin=AdaFace())
-    mean = head.margin.mean.clone()
-    norm = torch.full((8,), 10.0)
-    norm[2] = math.nan
-    with pytest.raises(ValueError, match="norm must be finite; got NaN or infinity in its values"):
-        head(x, labels, norm)
+    x = x.detach()
+    x[3, 2], x[5, 0] = math.nan, math.inf
+    head = ArcFaceHead(6, 20, margin=AdaFace(), debug=True)
+    message = (
+        r"embeddings must be finite; got NaN or infinity in row 3 \(2 of 8\): look at its image"
+    )
+    with pytest.raises(ValueError, match=message):
+        head(x, labels)
+    assert head.margin.mean == 20
+    head.debug = False
+    assert head(x, labels).isnan()
+    assert head.margin.mean.isfinite()  # the statistics of the others
+    assert head.margin.mean != 20
+
+
+def test_weight_that_is_not_finite():
+    x, _, labels = problem(dtype=torch.float32)
+    head = ArcFaceHead(6, 20)
     for value in (math.nan, math.inf):
         with torch.no_grad():
             head.weight[3, 2] = value
+        assert head(x, labels).isnan()
         for given in (None, labels):
             with pytest.raises(ValueError, match="weight must be finite; got NaN or infinity"):
                 head.logits(x, given)
-    assert torch.equal(head.margin.mean, mean)
 
 
 def test_errors_of_types():
-    x, weight, labels = problem(dtype=torch.float32)
+    x, _, labels = problem(dtype=torch.float32)
     with pytest.raises(TypeError, match=r"labels must be whole numbers; got torch\.float32"):
         ArcFaceHead(6, 20)(x, labels.float())
-    with pytest.raises(NotImplementedError, match="ArcFaceHead has no Triton kernel"):
-        ArcFaceHead(6, 20, implementation="triton")
-    with torch.no_grad():
-        weight[0, 0] = math.nan
-    with pytest.raises(ValueError, match="weight must be finite; got NaN"):
-        margin_softmax(x, weight, labels, ArcFace(), 64.0)
+    with pytest.raises(NotImplementedError, match="needs embeddings on a CUDA or ROCm device"):
+        ArcFaceHead(6, 20, implementation="triton")(x, labels)

@@ -6,7 +6,7 @@ import jaxtyping
 import pytest
 import torch
 
-from partlocal import part_maps, part_mask_pool, structure_correlation
+from partlocal import negative_logsumexp, part_maps, part_mask_pool, structure_correlation
 from partlocal.kernels import KERNELS, check_implementation, runs_kernel
 
 
@@ -45,9 +45,9 @@ def test_a_kernel_is_chosen_by_device_and_dtype(monkeypatch):
             "implementation must be 'auto', 'torch' or 'triton'; got 'cuda'",
         ),
         (
-            ("triton", "negative_logsumexp"),
+            ("triton", "resize_maps"),
             NotImplementedError,
-            "implementation='triton': negative_logsumexp has no Triton kernel in this version; "
+            "implementation='triton': resize_maps has no Triton kernel in this version; "
             "use implementation='auto' or 'torch'",
         ),
         (
@@ -75,6 +75,7 @@ def test_nothing_is_launched_on_a_cpu(operation, dtype, monkeypatch):
         "part_maps": (part_maps, (x, (0,), 2)),
         "part_mask_pool": (part_mask_pool, (x, x)),
         "structure_correlation": (structure_correlation, (x[0],)),
+        "negative_logsumexp": (negative_logsumexp, (x[0, 0], x[0, 1], torch.zeros(4).long(), 4.0)),
     }[operation]
     with pytest.raises(NotImplementedError, match=f"{operation} needs .* got cpu: move it there"):
         call(*arguments, implementation="triton")

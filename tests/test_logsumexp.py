@@ -90,7 +90,8 @@ def test_gradcheck(recompute):
 def test_opcheck():
     x, weight, labels = problem(4, 3, 5)
     for keep in (False, True):
-        torch.library.opcheck(logsumexp._operation, (x, weight, labels, 4.0, -1, 100, keep))
+        how = logsumexp.How(4.0, 100, keep, kernel=False)
+        torch.library.opcheck(logsumexp._operation, (x, weight, labels, -1, *how))
 
 
 def test_second_derivative_is_refused():
@@ -189,16 +190,15 @@ class Watch(TorchDispatchMode):
 def test_no_tensor_of_samples_times_classes():
     b, d, v, workspace = 64, 8, 4000, 2**16
     x, weight, labels = (t.detach() for t in problem(b, d, v, torch.float32))
+    how = logsumexp.How(64.0, workspace, keep=False, kernel=False)
     with Watch() as watch:
-        lse, _, kept = logsumexp._negative_logsumexp(x, weight, labels, 64.0, workspace, False)
+        lse, _, _, kept = logsumexp.forward(x, weight, labels, how)
         assert watch.largest <= workspace
         ones = torch.ones_like(lse)
-        logsumexp._negative_logsumexp_backward(
-            ones, ones, x, weight, labels, lse, kept, 64.0, workspace
-        )
+        logsumexp.backward(ones, ones, x, weight, labels, lse, kept, how)
     assert watch.largest <= v * d * 4 < b * v * 4 / 7  # the gradient of weight is the largest
     with Watch() as watch:  # and the watch does see such a tensor
-        logsumexp._negative_logsumexp(x, weight, labels, 64.0, workspace, True)
+        logsumexp.forward(x, weight, labels, how._replace(keep=True))
     assert watch.largest >= b * v * 4
 
 
@@ -231,6 +231,61 @@ print(peak("VmHWM") - before)
     # The gradient of weight, a few chunks, and some megabytes for the allocator; the matrix
     # would be 256 MB, or 4 GB.
     assert int(run.stdout) < v * 16 * 4 + 3 * logsumexp.WORKSPACE + 2**25 < b * v * 4 / 2
+
+
+RESIDENT = """
+import torch
+from partlocal import ArcFace, margin_softmax
+
+def peak(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+def rows(v, d, dtype):
+    weight = torch.empty(v, d, dtype=dtype)
+    block = torch.randn(2**14, d, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for part in weight.split(2**14):
+        part.copy_(block[: len(part)])
+    return weight
+
+x = torch.randn(64, 512, requires_grad=True)
+small = torch.randn(70, 512, requires_grad=True)  # loads what is loaded once
+margin_softmax(x, small, torch.arange(64), ArcFace(0.5), 64.0).backward()
+"""
+
+
+def resident(script):
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads /proc")
+    command = [sys.executable, "-c", RESIDENT + script]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [float(line) for line in run.stdout.split()]
+
+
+def test_a_million_classes():
+    """Beyond rows and their gradient at most 512 MB; the matrix alone would be 256 MB, thrice."""
+    beyond, loss = resident("""
+weight = rows(1_000_000, 512, torch.float32).requires_grad_()
+before = peak("VmRSS")
+loss = margin_softmax(x, weight, torch.arange(64), ArcFace(0.5), 64.0)
+loss.backward()
+print(peak("VmHWM") - before - weight.grad.nbytes, loss.item())
+""")
+    assert beyond < 128 * 2**20
+    assert 0 < loss < 100
+
+
+def test_ten_million_classes_in_half_precision():
+    """Forward beside 10 GB of rows."""
+    beyond, loss = resident("""
+weight = rows(10_000_000, 512, torch.bfloat16)
+before = peak("VmRSS")
+with torch.no_grad():
+    loss = margin_softmax(x.bfloat16(), weight, torch.arange(64), ArcFace(0.5), 64.0)
+print(peak("VmHWM") - before, loss.item())
+""")
+    assert beyond < 128 * 2**20
+    assert 0 < loss < 100
 
 
 @pytest.mark.parametrize(
@@ -279,5 +334,5 @@ def test_errors_of_options():
     x, weight, labels = problem()
     with pytest.raises(ValueError, match=r"scale must be positive and finite; got 0\.0"):
         negative_logsumexp(x, weight, labels, 0.0)
-    with pytest.raises(NotImplementedError, match="negative_logsumexp has no Triton kernel"):
+    with pytest.raises(NotImplementedError, match="negative_logsumexp needs embeddings on a CUDA"):
         negative_logsumexp(x, weight, labels, 64.0, implementation="triton")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 Implementation = Literal["auto", "torch", "triton"]
 
-KERNELS = ("part_maps", "part_mask_pool", "structure_correlation")
+KERNELS = ("part_maps", "part_mask_pool", "structure_correlation", "negative_logsumexp")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Triton reads it once, when a kernel is defined: it must be set before Python starts.

@@ -1,0 +1,307 @@
+"""Classes spread over the ranks of a process group, each of which holds some rows.
+
+Every rank gathers the embeddings of all, takes the sums over its own classes, and exchanges two
+numbers a sample. So all ranks compute the same losses of the global batch, whatever the margin;
+backward, the embeddings' gradients, of which each rank has the share of its own classes, are summed
+and sent back to where the embeddings came from. Gradients of the rows need no exchange.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from partlocal.logsumexp import How, Negatives, backward, forward, without_autocast
+from partlocal.shard import Shard
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The samples of all ranks, in rank order, without gradients.
+
+    Args:
+        group: whose ranks gathered them.
+        embeddings: [n, d].
+        labels: [n].
+        norm: [n].
+        sizes: how many are of each rank.
+    """
+
+    group: dist.ProcessGroup
+    embeddings: Tensor
+    labels: Tensor
+    norm: Tensor
+    sizes: tuple[int, ...]
+
+    @property
+    def own(self) -> slice:
+        """The place of this rank's samples."""
+        rank = dist.get_rank(self.group)
+        start = sum(self.sizes[:rank])
+        return slice(start, start + self.sizes[rank])
+
+    def negatives(self, embeddings: Tensor, rows: Tensor, targets: Tensor, how: How) -> Negatives:
+        """Return `Negatives` of all samples, the same on all ranks.
+
+        Args:
+            embeddings: of this rank; they get the gradient of the losses of all samples.
+            rows: of this rank's classes.
+            targets: of the samples of all ranks: a row of this rank, or -1.
+            how: as in `negative_logsumexp`.
+        """
+        return Negatives(*_Spread.apply(embeddings, rows, targets, self, how))
+
+    def with_own(self, norm: Tensor) -> Tensor:
+        """Return the norms of all samples; the gradient of its own part goes to `norm`.
+
+        What follows is computed alike on all ranks, so nothing is summed on the way back.
+        """
+        return _WithOwn.apply(norm, self)
+
+    def own_part(self, losses: Tensor) -> Tensor:
+        """Return the losses of this rank's samples; backward, all ranks learn all gradients."""
+        return _OwnPart.apply(losses, self)
+
+
+def check_group(group: dist.ProcessGroup, device: torch.device) -> None:
+    """Refuse a group that cannot exchange tensors of this device.
+
+    Raises:
+        ValueError: the rank is not in the group, or its backend is for other devices.
+    """
+    if dist.get_rank(group) < 0:
+        raise ValueError("process_group must hold this rank: build the head on its members alone")
+    backends = dict(pair.split(":") for pair in dist.get_backend_config(group).split(","))
+    if device.type not in backends and device.type != "meta":
+        raise ValueError(
+            f"process_group must have a backend for {device.type} tensors; got {backends}: move "
+            "the head, or pass dist.new_group(backend='nccl') for GPUs, 'gloo' for CPUs"
+        )
+
+
+@contextmanager
+def together(group: dist.ProcessGroup) -> Iterator[None]:
+    """Say what it means when a collective fails: another rank is gone.
+
+    Raises:
+        RuntimeError: it did; the other ranks fail too, at the latest after the group's timeout.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+        raise RuntimeError(
+            f"class-parallel head: rank {rank} of {ranks} got no answer from another one, which "
+            f"has stopped or is doing something else ({str(error).splitlines()[0]}): look for the "
+            "first error among the ranks, and start them all again from the last checkpoint"
+        ) from error
+
+
+def gather_rows(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> tuple[list[Tensor], tuple]:
+    """Return the rows of all ranks in rank order, and how many each has, in two exchanges.
+
+    Args:
+        tensors: of equal length on one rank; their rows travel as bytes, side by side.
+        group: whose ranks call this together.
+    """
+    count = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    flat = [t.detach().flatten(1) if t.ndim > 1 else t.detach()[:, None] for t in tensors]
+    rows = torch.cat([t.contiguous().view(torch.uint8) for t in flat], 1)
+    sizes = tuple(_all_gather(count, group).tolist())
+    most = max(sizes)
+    found = _all_gather(torch.cat([rows, rows.new_zeros(most - len(rows), rows.shape[1])]), group)
+    if min(sizes) < most:
+        found = torch.cat([f[:n] for f, n in zip(found.split(most), sizes, strict=True)])
+    widths = [t.shape[1] * t.element_size() for t in flat]
+    parts = [
+        part.contiguous().view(t.dtype).view(-1, *t.shape[1:])
+        for part, t in zip(found.split(widths, 1), tensors, strict=True)
+    ]
+    return parts, sizes
+
+
+def _all_gather(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return the tensors of all ranks, of equal shapes, one after another."""
+    gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its newer name
+    out = tensor.new_empty(dist.get_world_size(group) * len(tensor), *tensor.shape[1:])
+    with together(group):
+        gather(out, tensor, group=group)
+    return out
+
+
+def gather_batch(
+    embeddings: Tensor, labels: Tensor, norm: Tensor, group: dist.ProcessGroup
+) -> Batch:
+    """Return the samples of all ranks, which call this together; one may have none."""
+    (all_embeddings, all_labels, all_norms), sizes = gather_rows([embeddings, labels, norm], group)
+    return Batch(group, all_embeddings, all_labels, all_norms, sizes)
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, embeddings: Tensor, rows: Tensor, targets: Tensor, batch: Batch, how: How
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with without_autocast(embeddings):
+            *own, kept = forward(batch.embeddings, rows, targets, how)
+        packed = torch.stack(own)
+        of_all = _all_gather(packed, batch.group).view(len(batch.sizes), *packed.shape)
+        lse = of_all[:, 0].logsumexp(0)
+        hardest = of_all[:, 2].amax(0)
+        ctx.save_for_backward(rows, targets, lse, kept)
+        ctx.batch, ctx.how, ctx.dtype = batch, how, embeddings.dtype
+        ctx.mark_non_differentiable(hardest)
+        return lse, of_all[:, 1].sum(0), hardest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_lse: Tensor, grad_cos: Tensor, _: Tensor) -> tuple:
+        batch = ctx.batch
+        with without_autocast(grad_lse):
+            rows, targets, lse, kept = ctx.saved_tensors
+            grad_x, grad_rows = backward(
+                grad_lse, grad_cos, batch.embeddings, rows, targets, lse, kept, ctx.how
+            )
+        return _sum_and_scatter(grad_x, batch).to(ctx.dtype), grad_rows, None, None, None
+
+
+def _sum_and_scatter(grads: Tensor, batch: Batch) -> Tensor:
+    """Return the sum over ranks of the gradients of this rank's samples."""
+    most, ranks = max(batch.sizes), len(batch.sizes)
+    if min(batch.sizes) < most:
+        shares = grads.split(batch.sizes)
+        grads = torch.cat([torch.cat([s, s.new_zeros(most - len(s), s.shape[1])]) for s in shares])
+    out = grads.new_empty(len(grads) // ranks, grads.shape[1])
+    scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)  # its newer name
+    with together(batch.group):
+        scatter(out, grads.contiguous(), group=batch.group)
+    return out[: batch.sizes[dist.get_rank(batch.group)]]
+
+
+def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
+    """Return `tensor`, whose gradient is multiplied by `factor` on its way back."""
+    return _ScaleGradient.apply(tensor, factor)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
+class _WithOwn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, batch: Batch) -> Tensor:
+        ctx.own = batch.own
+        return batch.norm.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad[ctx.own], None
+
+
+class _OwnPart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, batch: Batch) -> Tensor:
+        ctx.group = batch.group
+        return losses[batch.own].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return gather_rows([grad.contiguous()], ctx.group)[0][0], None
+
+
+@contextmanager
+def same_generator(group: dist.ProcessGroup, device: torch.device) -> Iterator[None]:
+    """Draw on all ranks what the first one would; where the states differed, go back after it.
+
+    Raises:
+        RuntimeError: another rank has stopped.
+    """
+    if device.type == "meta":
+        yield
+        return
+    module = torch if device.type == "cpu" else getattr(torch, device.type)
+    own = module.get_rng_state()
+    sent = own.to(device, copy=True)
+    with together(group):
+        dist.broadcast(sent, dist.get_global_rank(group, 0), group)
+    first = sent.to(own.device)
+    module.set_rng_state(first)
+    yield
+    if not torch.equal(own, first):
+        module.set_rng_state(own)
+
+
+def as_shard(rows: Tensor, classes: int, group: dist.ProcessGroup) -> Tensor:
+    """Return the DTensor of all classes of which `rows` are this rank's."""
+    from torch.distributed.device_mesh import DeviceMesh  # noqa: PLC0415
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415
+    from torch.distributed.tensor import Shard as Dimension  # noqa: PLC0415
+
+    mesh = DeviceMesh.from_group(group, rows.device.type)
+    shape = torch.Size([classes, *rows.shape[1:]])
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        rows, mesh, [Dimension(0)], run_check=False, shape=shape, stride=stride
+    )
+
+
+def local_rows(tensor: Tensor) -> Tensor:
+    """Return the part of a DTensor that this rank holds, and any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def move_rows(
+    rows: Tensor, source: Tensor, old: Shard, new: Shard, group: dist.ProcessGroup | None
+) -> Tensor:
+    """Return the rows of a rank when class j is to be what class `source[j]` was, or zeros for -1.
+
+    Args:
+        rows: those of this rank, of `old`.
+        source: [new.classes], the same on all ranks.
+        old: which rows were whose.
+        new: which rows will be.
+        group: whose ranks call this together; None if there is one alone.
+    """
+    source = source.to(rows.device)
+    if group is None:
+        fresh = (source < 0).view(-1, *[1] * (rows.ndim - 1))
+        return rows.index_select(0, source.clamp(min=0)).masked_fill_(fresh, 0)
+
+    def wanted(rank: int) -> Tensor:
+        other = Shard(new.classes, rank, new.ranks)
+        return source[other.start : other.stop]
+
+    def held(want: Tensor, rank: int) -> Tensor:
+        other = Shard(old.classes, rank, old.ranks)
+        return ((want >= other.start) & (want < other.stop)).nonzero()[:, 0]
+
+    flat = rows.flatten(1) if rows.ndim > 1 else rows[:, None]
+    sent = []
+    for rank in range(new.ranks):
+        want = wanted(rank)
+        sent.append(flat[want[held(want, old.rank)] - old.start].contiguous())
+    mine = wanted(new.rank)
+    places = [held(mine, rank) for rank in range(old.ranks)]
+    out = flat.new_zeros(new.count, flat.shape[1])
+    found = [flat.new_empty(len(place), flat.shape[1]) for place in places]
+    inputs = torch.cat(sent)
+    received = flat.new_empty(sum(map(len, found)), flat.shape[1])
+    with together(group):
+        dist.all_to_all_single(
+            received, inputs, [len(p) for p in places], [len(s) for s in sent], group=group
+        )
+    out[torch.cat(places)] = received
+    return out.view(new.count, *rows.shape[1:])
