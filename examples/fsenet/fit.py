@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from checkpoint import load_checkpoint, save_checkpoint
+from spread import here, load_module, load_optimizer, spread_names, whole
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -33,6 +34,14 @@ class Workplace:
     rank: int = 0
     world: int = 1
     checkpoint_seconds: float = 20.0
+
+    def agree(self, decision: bool) -> bool:
+        """Return what the first process decides; all call this together."""
+        if self.world == 1:
+            return decision
+        sent = torch.tensor(decision, device=self.device)
+        distributed.broadcast(sent, 0)
+        return bool(sent)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which networks run."""
@@ -102,7 +111,7 @@ def fit(
         )
     if fitted.steps == schedule.steps:
         return fitted
-    trained = DistributedDataParallel(module) if place.world > 1 else module
+    trained = data_parallel(module) if place.world > 1 else module
     module.train()
     source = batches(fitted.steps)
     bar = tqdm(
@@ -142,10 +151,11 @@ def fit(
             )
             bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{lr:.1g}", refresh=False)
         bar.update()
-        if time.monotonic() - saved > place.checkpoint_seconds or fitted.steps == schedule.steps:
-            _refuse_non_finite(f"a weight of stage {stage}", module.state_dict().values(), step)
-            if place.rank == 0:
-                _save(path, module, optimizer, fitted)
+        due = time.monotonic() - saved > place.checkpoint_seconds
+        if place.agree(due) or fitted.steps == schedule.steps:
+            held = map(here, module.state_dict().values())
+            _refuse_non_finite(f"a weight of stage {stage}", held, step)
+            _save(path, module, optimizer, fitted, place)
             saved = time.monotonic()
     bar.close()
     if place.world > 1:
@@ -157,6 +167,15 @@ def fit(
     return fitted
 
 
+def data_parallel(module: nn.Module) -> nn.Module:
+    """Average the gradients over processes, but for parameters that are spread over them."""
+    # Not a public name, and the only way to wrap a module that holds its loss.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+        module, spread_names(module)
+    )
+    return DistributedDataParallel(module)
+
+
 def _refuse_non_finite(what: str, tensors: Iterable[Tensor], step: int) -> None:
     for tensor in tensors:
         if not tensor.isfinite().all():
@@ -166,14 +185,22 @@ def _refuse_non_finite(what: str, tensors: Iterable[Tensor], step: int) -> None:
             )
 
 
-def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, fitted: Fitted) -> None:
+def _save(
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fitted: Fitted,
+    place: Workplace,
+) -> None:
+    """Gather what is spread over processes, of which the first one writes."""
     state = {
-        "module": module.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "module": whole(module.state_dict()),
+        "optimizer": whole(optimizer.state_dict()),
         "rng": torch.get_rng_state(),
         "fitted": vars(fitted),
     }
-    save_checkpoint(state, path)
+    if place.rank == 0:
+        save_checkpoint(state, path)
 
 
 def _restore(
@@ -184,8 +211,8 @@ def _restore(
     if missing:
         raise ValueError(f"{path} is no checkpoint of a stage (no {min(missing)}); delete it")
     try:
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
+        load_module(module, state["module"])
+        load_optimizer(optimizer, state["optimizer"])
     except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(

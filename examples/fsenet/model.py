@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from partlocal import ArcFace, ArcFaceHead, PartLocalNet
@@ -41,13 +41,26 @@ class GlobalNet(HubModule):
         return cls(Backbone.from_config(config["backbone"]))
 
 
+def build_head(  # noqa: PLR0913, PLR0917
+    net: nn.Module, width: int, identities: int, margin: float, scale: float, spread: bool
+) -> ArcFaceHead:
+    """Return a head where `net` is, its rows in this process or spread over all."""
+    group = distributed.group.WORLD if spread else None
+    device = next(net.parameters()).device
+    return ArcFaceHead(
+        width, identities, scale, ArcFace(margin), process_group=group, device=device
+    )
+
+
 class TrainedGlobalNet(nn.Module):
     """The baseline with its head."""
 
-    def __init__(self, net: GlobalNet, identities: int, margin: float, scale: float) -> None:
+    def __init__(
+        self, net: GlobalNet, identities: int, margin: float, scale: float, spread: bool = False
+    ) -> None:
         super().__init__()
         self.net = net
-        self.global_head = ArcFaceHead(net.backbone.global_dim, identities, scale, ArcFace(margin))
+        self.global_head = build_head(net, net.backbone.global_dim, identities, margin, scale, spread)
 
     def forward(
         self,
@@ -71,12 +84,13 @@ class TrainedFSENet(nn.Module):
         margin: float,
         scale: float,
         local_loss_weight: float = 1.0,
+        spread: bool = False,
     ) -> None:
         super().__init__()
         self.net = net
         self.local_loss_weight = local_loss_weight
-        self.global_head = ArcFaceHead(net.global_dim, identities, scale, ArcFace(margin))
-        self.local_head = ArcFaceHead(net.local_dim, identities, scale, ArcFace(margin))
+        self.global_head = build_head(net, net.global_dim, identities, margin, scale, spread)
+        self.local_head = build_head(net, net.local_dim, identities, margin, scale, spread)
 
     def forward(
         self,

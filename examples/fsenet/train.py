@@ -92,11 +92,11 @@ def main(options: Options, place: Workplace) -> None:
     cached = None if train.images is None else cached_maps(net, train.images, place)
     how = (train.num_identities, options.margin, options.scale)
     torch.manual_seed(options.seed)
-    joint = TrainedFSENet(net, *how, options.local_loss_weight)
+    joint = TrainedFSENet(net, *how, options.local_loss_weight, spread=place.world > 1)
     stages["joint"] = recognise("joint", joint, train, cached, options, place)
     laps.end("joint")
     torch.manual_seed(options.seed)
-    alone = TrainedGlobalNet(baseline, *how)
+    alone = TrainedGlobalNet(baseline, *how, spread=place.world > 1)
     stages["global"] = recognise("global", alone, train, None, options, place)
     laps.end("global")
     if place.rank > 0:
