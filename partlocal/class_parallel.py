@@ -6,7 +6,7 @@ backward, the embeddings' gradients, of which each rank has the share of its own
 and sent back to where the embeddings came from. Gradients of the rows need no exchange.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from partlocal.logsumexp import How, Negatives, backward, forward, without_autocast
 from partlocal.shard import Shard
+from partlocal.softmax import norms
 
 
 @dataclass(frozen=True)
@@ -102,27 +103,27 @@ def together(group: dist.ProcessGroup) -> Iterator[None]:
         ) from error
 
 
-def gather_rows(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> tuple[list[Tensor], tuple]:
-    """Return the rows of all ranks in rank order, and how many each has, in two exchanges.
+def gather_rows(
+    tensors: Sequence[Tensor], sizes: Sequence[int], group: dist.ProcessGroup
+) -> list[Tensor]:
+    """Return the rows of all ranks in rank order.
 
     Args:
         tensors: of equal length on one rank; their rows travel as bytes, side by side.
+        sizes: how many rows each rank has.
         group: whose ranks call this together.
     """
-    count = torch.tensor([len(tensors[0])], device=tensors[0].device)
     flat = [t.detach().flatten(1) if t.ndim > 1 else t.detach()[:, None] for t in tensors]
     rows = torch.cat([t.contiguous().view(torch.uint8) for t in flat], 1)
-    sizes = tuple(_all_gather(count, group).tolist())
     most = max(sizes)
     found = _all_gather(torch.cat([rows, rows.new_zeros(most - len(rows), rows.shape[1])]), group)
     if min(sizes) < most:
         found = torch.cat([f[:n] for f, n in zip(found.split(most), sizes, strict=True)])
     widths = [t.shape[1] * t.element_size() for t in flat]
-    parts = [
-        part.contiguous().view(t.dtype).view(-1, *t.shape[1:])
+    return [
+        part.flatten().clone().view(t.dtype).view(-1, *t.shape[1:])  # a clone lies evenly
         for part, t in zip(found.split(widths, 1), tensors, strict=True)
     ]
-    return parts, sizes
 
 
 def _all_gather(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -135,11 +136,49 @@ def _all_gather(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def gather_batch(
-    embeddings: Tensor, labels: Tensor, norm: Tensor, group: dist.ProcessGroup
-) -> Batch:
-    """Return the samples of all ranks, which call this together; one may have none."""
-    (all_embeddings, all_labels, all_norms), sizes = gather_rows([embeddings, labels, norm], group)
-    return Batch(group, all_embeddings, all_labels, all_norms, sizes)
+    embeddings: Tensor,
+    labels: Tensor,
+    norm: Tensor | None,
+    group: dist.ProcessGroup,
+    problem: Exception | None = None,
+) -> tuple[Tensor, Tensor, Batch]:
+    """Return this rank's embeddings and norms, and the samples of all ranks.
+
+    Args:
+        embeddings: of this rank. If others need a gradient, what is returned takes part.
+        labels: of this rank.
+        norm: of this rank; None takes the lengths of the embeddings.
+        group: whose ranks call this together.
+        problem: why this rank's samples are refused, if they are.
+
+    Raises:
+        Exception: `problem`, on its rank.
+        ValueError: another rank has a problem, or embeddings are of unlike types.
+    """
+    facts = [0, 1, 0, 0]
+    if problem is None:
+        row = embeddings.shape[1] * embeddings.element_size()
+        facts = [len(embeddings), 0, int(embeddings.requires_grad), row]
+    device = embeddings.device if isinstance(embeddings, Tensor) else torch.device("cpu")
+    of_all = _all_gather(torch.tensor([facts], device=device), group).T.tolist()
+    sizes, failed, wanted, rows = of_all
+    if problem is not None:
+        raise problem
+    if any(failed):
+        raise ValueError(
+            f"class-parallel head: rank {failed.index(1)} refused its samples; its own error says "
+            "why"
+        )
+    if len(set(rows)) > 1:
+        raise ValueError(
+            f"embeddings must be of one dtype on all ranks; got rows of {rows} bytes: cast them"
+        )
+    if any(wanted) and not embeddings.requires_grad:
+        embeddings = embeddings.detach().requires_grad_()  # its backward is an exchange
+    norm = norms(embeddings, None) if norm is None else norm
+    gathered = gather_rows([embeddings, labels.long(), norm], sizes, group)
+    batch = Batch(group, gathered[0], gathered[1], gathered[2], tuple(sizes))
+    return embeddings, norm, batch
 
 
 class _Spread(torch.autograd.Function):
@@ -213,13 +252,14 @@ class _WithOwn(torch.autograd.Function):
 class _OwnPart(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, losses: Tensor, batch: Batch) -> Tensor:
-        ctx.group = batch.group
+        ctx.batch = batch
         return losses[batch.own].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return gather_rows([grad.contiguous()], ctx.group)[0][0], None
+        batch = ctx.batch
+        return gather_rows([grad.contiguous()], batch.sizes, batch.group)[0], None
 
 
 @contextmanager
@@ -232,16 +272,19 @@ def same_generator(group: dist.ProcessGroup, device: torch.device) -> Iterator[N
     if device.type == "meta":
         yield
         return
-    module = torch if device.type == "cpu" else getattr(torch, device.type)
-    own = module.get_rng_state()
+    of = () if device.type == "cpu" else (device,)
+    module = getattr(torch, device.type) if of else torch
+    own = module.get_rng_state(*of)
     sent = own.to(device, copy=True)
     with together(group):
         dist.broadcast(sent, dist.get_global_rank(group, 0), group)
     first = sent.to(own.device)
-    module.set_rng_state(first)
-    yield
-    if not torch.equal(own, first):
-        module.set_rng_state(own)
+    module.set_rng_state(first, *of)
+    try:
+        yield
+    finally:
+        if not torch.equal(own, first):
+            module.set_rng_state(own, *of)
 
 
 def as_shard(rows: Tensor, classes: int, group: dist.ProcessGroup) -> Tensor:
@@ -305,3 +348,26 @@ def move_rows(
         )
     out[torch.cat(places)] = received
     return out.view(new.count, *rows.shape[1:])
+
+
+def first_rank_does(action: Callable[[], Any], group: dist.ProcessGroup) -> Any:
+    """Let the first rank act; return what it returned there, and None on the others.
+
+    Raises:
+        Exception: the action's, on the first rank.
+        RuntimeError: it failed, on the others.
+    """
+    result, error = None, None
+    if dist.get_rank(group) == 0:
+        try:
+            result = action()
+        except Exception as raised:
+            error = raised
+    said = [None if error is None else f"{type(error).__name__}: {error}"]
+    with together(group):
+        dist.broadcast_object_list(said, dist.get_global_rank(group, 0), group)
+    if error is not None:
+        raise error
+    if said[0] is not None:
+        raise RuntimeError(f"class-parallel head: the first rank failed: {said[0]}")
+    return result

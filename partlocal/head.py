@@ -1,5 +1,6 @@
 """The layer of the margin softmax: one row a class, here or spread over ranks, all or a sample."""
 
+import copy
 import math
 from collections.abc import Sequence
 from numbers import Integral
@@ -204,14 +205,7 @@ class ArcFaceHead(HubModule):
             reduction: over the samples of all ranks; `"none"` returns those of this rank.
             diagnostics: return a pair, the loss and `Diagnostics`.
         """
-        self._check_width(embeddings)
         check_reduction(reduction)
-        check_embeddings(embeddings, self.weight, least=int(self.process_group is None))
-        check_labels(labels, embeddings)
-        if self.debug:
-            refuse_lost(embeddings)
-        if norm is not None:
-            check_norm(norm, labels)
         found, norm, ignored, batch = self._negatives(embeddings, labels, norm)
         loss = losses(found, norm, ignored, self.margin, self.scale)
         if batch is not None and reduction == "none":
@@ -224,8 +218,10 @@ class ArcFaceHead(HubModule):
     ) -> tuple[Negatives, Tensor, Tensor, "Batch | None"]:
         """Return what is known of the samples of all ranks, their norms, and who is ignored."""
         if self.process_group is None:
-            norm, ignored = norms(embeddings) if norm is None else norm, labels == self.ignore_index
-            rows, targets, ignore_index = self._rows(), labels.long(), self.ignore_index
+            self._check(embeddings, labels, norm)
+            targets, ignore_index = labels.long(), self.ignore_index
+            rows, ignored = self._rows(), targets == ignore_index
+            norm = norms(embeddings, ignored) if norm is None else norm
             if self._samples:
                 targets = class_indices(targets, self.num_classes, ignore_index)
                 (rows, targets), ignore_index = self._sample(targets), -1
@@ -234,12 +230,17 @@ class ArcFaceHead(HubModule):
 
         from partlocal.class_parallel import gather_batch, scale_gradient  # noqa: PLC0415
 
-        shard = self._shard()
-        if self.averaged:
-            embeddings = scale_gradient(embeddings, shard.ranks)
-            norm = None if norm is None else scale_gradient(norm, shard.ranks)
-        norm = norms(embeddings) if norm is None else norm
-        batch = gather_batch(embeddings, labels.long(), norm, self.process_group)
+        shard, problem = self._shard(), None
+        try:
+            self._check(embeddings, labels, norm)
+            if self.averaged:
+                embeddings = scale_gradient(embeddings, shard.ranks)
+                norm = None if norm is None else scale_gradient(norm, shard.ranks)
+        except (ValueError, TypeError) as error:  # the others must hear of it
+            problem = error
+        embeddings, norm, batch = gather_batch(
+            embeddings, labels, norm, self.process_group, problem
+        )
         classes = class_indices(batch.labels, self.num_classes, self.ignore_index)
         here = (classes >= shard.start) & (classes < shard.stop)
         rows, targets = self._rows(), torch.where(here, classes - shard.start, -1)
@@ -249,14 +250,26 @@ class ArcFaceHead(HubModule):
         found = batch.negatives(embeddings, rows, targets, how)
         return found, batch.with_own(norm), classes < 0, batch
 
+    def _check(self, embeddings: Tensor, labels: Tensor, norm: Tensor | None) -> None:
+        self._check_width(embeddings)
+        check_embeddings(embeddings, self._rows(), least=int(self.process_group is None))
+        check_labels(labels, embeddings)
+        if norm is not None:
+            check_norm(norm, labels)
+        if self.debug:
+            refuse_lost(embeddings)
+
     @property
     def _samples(self) -> bool:
         return self.training and self.sample_rate < 1
 
     def _sample(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows of this step's classes, those of the batch included, and new targets."""
+        # Again, because a copied parameter has lost it.
+        self.weight.by_rows = True  # type: ignore[attr-defined]
         own, held = targets[targets >= 0].unique(), self._shard().count
-        count = max(len(own), math.ceil(self.sample_rate * held))
+        # One more than the batch's own at least, or a batch of one class would learn nothing.
+        count = min(held, max(len(own) + 1, math.ceil(self.sample_rate * held)))
         order = torch.rand(held, device=targets.device)
         order[own] = 2
         chosen = order.topk(count, sorted=False).indices.sort().values
@@ -268,14 +281,15 @@ class ArcFaceHead(HubModule):
     ) -> Float[Tensor, "b v"]:
         """Return the `b x v` scaled cosines; with labels, the target's after the margin.
 
-        With a process group all rows are gathered on each rank.
+        With a process group all rows are gathered on each rank, and get no gradient. A margin with
+        statistics leaves them as they are.
 
         Raises:
             ValueError: as `forward`.
             TypeError: as `forward`.
         """
         self._check_width(embeddings)
-        weight = self.all_rows()
+        weight = self.all_rows() if self.process_group is None else self.all_rows().detach()
         if labels is None:
             check_embeddings(embeddings, weight)
         else:
@@ -293,7 +307,10 @@ class ArcFaceHead(HubModule):
         norm = length.masked_fill(targets < 0, 0)
         index = targets.clamp(min=0)[:, None]
         cos_target = cos.gather(1, index)
-        phi = self.margin(cos_target[:, 0], norm)[:, None]
+        margin = self.margin
+        if isinstance(margin, nn.Module):
+            margin = copy.deepcopy(margin).eval()
+        phi = margin(cos_target[:, 0], norm)[:, None]
         return self.scale * cos.scatter(
             1, index, torch.where(index == targets[:, None], phi, cos_target)
         )
@@ -337,6 +354,9 @@ class ArcFaceHead(HubModule):
     def extend(self, n: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Add `n` classes behind the others, with fresh rows.
 
+        An AdamW of `torch.optim` counts the steps of all rows together: new ones move by up to
+        three times the rate at first.
+
         Args:
             n: how many; on all ranks the same.
             optimizer: which trains this head; it takes the new parameter in place of the old one,
@@ -365,8 +385,15 @@ class ArcFaceHead(HubModule):
         Raises:
             ValueError: there are none, one is out of range or named twice, or `optimizer` does not
                 hold this head's weight.
+            TypeError: they are a mask, or no whole numbers.
         """
-        source = torch.as_tensor(indices, dtype=torch.long).cpu()
+        source = torch.as_tensor(indices).cpu()
+        if len(source) and (source.is_floating_point() or source.dtype == torch.bool):
+            raise TypeError(
+                f"indices must be whole numbers; got {source.dtype}: for a mask pass "
+                "mask.nonzero()[:, 0]"
+            )
+        source = source.long()
         if source.ndim != 1 or len(source) == 0:
             raise ValueError(f"indices must name at least one class; got {list(source.shape)}")
         if source.min() < 0 or source.max() >= self.num_classes:
@@ -413,21 +440,37 @@ class ArcFaceHead(HubModule):
         optimizer.state[self.weight] = state
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
-        """Write the rows of all ranks as one head; all ranks call this, the first one writes."""
+        """Write the rows of all ranks as one head; all ranks call this, the first one writes.
+
+        Each rank gathers all rows for it.
+        """
         if self.process_group is None:
             return super().save_pretrained(save_directory, **kwargs)
-        import torch.distributed as dist  # noqa: PLC0415
+        from partlocal.class_parallel import first_rank_does  # noqa: PLC0415
 
-        whole = ArcFaceHead(
-            **{**self.config(), "margin": self.margin}, device="meta", dtype=self.weight.dtype
-        )
-        whole.weight = nn.Parameter(self.all_rows().detach().cpu())
-        whole.margin = self.margin
-        done = None
-        if dist.get_rank(self.process_group) == 0:
-            done = whole.save_pretrained(save_directory, **kwargs)
-        dist.barrier(self.process_group)
-        return done
+        rows = self.all_rows().detach()
+
+        def save() -> str | None:
+            whole = ArcFaceHead.from_config({**self.config(), "num_classes": 1})
+            whole.num_classes, whole.weight = self.num_classes, nn.Parameter(rows.cpu())
+            if isinstance(self.margin, nn.Module):
+                whole.margin = copy.deepcopy(self.margin).cpu()
+            return whole.save_pretrained(save_directory, **kwargs)
+
+        return first_rank_does(save, self.process_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, those of sampled rows too."""
+        super().zero_grad(set_to_none)
+        self.weight.row_grad = None  # type: ignore[attr-defined]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ArcFaceHead":
+        """Copy all but the process group, which both heads use."""
+        memo[id(self.process_group)] = self.process_group
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return new
 
     def _check_width(self, embeddings: Tensor) -> None:
         check_tensor("embeddings", embeddings)

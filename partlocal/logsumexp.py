@@ -131,13 +131,15 @@ def forward(
     dtype = accumulation_dtype(torch.promote_types(x.dtype, weight.dtype))
     (b, d), v = x.shape, weight.shape[0]
     unit, _ = unit_rows(x.to(dtype))
+    # Also one so long that its norm is infinite: its cosines would be 0.
+    lost = ~torch.linalg.vector_norm(x.to(dtype), dim=1).isfinite()
     own = unit if v == 0 else unit_rows(weight[targets.clamp(min=0)].to(dtype))[0]
     cos_target = (unit * own).sum(1).masked_fill(targets < 0, 0)
     if how.kernel:
         from partlocal.kernels.negative_logsumexp import sums  # noqa: PLC0415
 
         lse, top = sums(x, weight, targets, how.scale)
-        return lse, cos_target, top / how.scale, unit.new_empty(0)
+        return lse.masked_fill(lost, math.nan), cos_target, top / how.scale, unit.new_empty(0)
     top, total = unit.new_full((b,), -math.inf), unit.new_zeros(b)
     kept = unit.new_empty(b * v if how.keep else 0)
     scaled = how.scale * unit
@@ -151,7 +153,8 @@ def forward(
         shifted = logits - shift[:, None] if how.keep else logits.sub_(shift[:, None])
         total = total * (top - shift).exp() + shifted.exp_().sum(1)
         top = largest
-    return total.log() + _finite(top), cos_target, top / how.scale, kept
+    lse = (total.log() + _finite(top)).masked_fill(lost, math.nan)
+    return lse, cos_target, top / how.scale, kept
 
 
 def backward(

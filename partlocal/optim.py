@@ -5,6 +5,7 @@ others: as if every row were a parameter of its own whose `.grad` is None where 
 All other parameters are updated as by the optimizer of the same name in `torch.optim`.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -41,12 +42,18 @@ class _ByRows(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         taken = [(group, p, p.grad, grad) for group, p, grad in self._by_rows()]
-        for _, p, _, _ in taken:
-            p.grad = None
-        super().step()
-        for group, p, dense, grad in taken:
-            p.grad = dense
-            self._step_rows(_local(p), *_rows_of(grad), self._state_of(p), group)
+        for group, _, _, _ in taken:
+            self._check_rows(group)
+        try:
+            for _, p, _, _ in taken:
+                p.grad = None
+            # Without its hooks and profiler, which are around this step already.
+            inspect.unwrap(super().step.__func__)(self)  # type: ignore[attr-defined]
+        finally:
+            for _, p, dense, _ in taken:
+                p.grad = dense
+        for group, p, _, grad in taken:
+            self._step_rows(_local(p), *_rows_of(grad), self._state_of(p, group), group)
         return loss
 
     def _by_rows(self) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
@@ -56,16 +63,25 @@ class _ByRows(torch.optim.Optimizer):
                 if grad is not None and (getattr(p, "by_rows", False) or grad.is_sparse):
                     yield group, p, grad
 
-    def _state_of(self, p: Tensor) -> dict[str, Tensor]:
+    def _state_of(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """Return the state of a parameter, this rank's part, made at its first step."""
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros_like(p.detach()[:, 0], dtype=torch.int32)
-            for name in self.moments:
+        state, before = self.state[p], self.state[p].get("step")
+        if before is None or before.ndim == 0:
+            # All rows have made the steps that were made without sampling.
+            steps = torch.zeros_like(p.detach()[:, 0], dtype=torch.int32)
+            held = any(state.get(name) is not None for name in self._moments(group))
+            state["step"] = steps + (int(held) if before is None else int(before))
+        state["step"] = state["step"].to(p.device)  # loading a state leaves it where it was
+        for name in self._moments(group):
+            if state.get(name) is None:
                 state[name] = torch.zeros_like(p, memory_format=torch.contiguous_format)
-        return {key: _local(value) for key, value in state.items()}
+        return {key: _local(value) for key, value in state.items() if value is not None}
 
-    moments: tuple[str, ...] = ()
+    def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def _check_rows(self, group: dict[str, Any]) -> None:
+        """Refuse what rows cannot be stepped by."""
 
     def _step_rows(
         self, p: Tensor, rows: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]
@@ -84,7 +100,8 @@ class SGD(_ByRows, torch.optim.SGD):
     [1.0, 1.0, 0.5, 1.0]
     """
 
-    moments = ("momentum_buffer",)
+    def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
 
     def _step_rows(
         self, p: Tensor, rows: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]
@@ -117,15 +134,18 @@ class AdamW(_ByRows, torch.optim.AdamW):
         NotImplementedError: `amsgrad=True` with a parameter that is stepped by rows.
     """
 
-    moments = ("exp_avg", "exp_avg_sq")
+    def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq")
 
-    def _step_rows(
-        self, p: Tensor, rows: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]
-    ) -> None:
+    def _check_rows(self, group: dict[str, Any]) -> None:
         if group["amsgrad"]:
             raise NotImplementedError(
                 "AdamW steps no rows with amsgrad=True: leave it out, or train with sample_rate=1"
             )
+
+    def _step_rows(
+        self, p: Tensor, rows: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
         grad = -grad if group["maximize"] else grad
         first, second = group["betas"]
         state["step"][rows] += 1
@@ -154,7 +174,8 @@ def take_rows(weight: Tensor, index: Tensor) -> Tensor:
     """
     if not hasattr(weight, "_local_tensor"):
         return torch.nn.functional.embedding(index, weight, sparse=True)
-    if not getattr(weight, "stepped_by_rows", False):
+    trains = torch.is_grad_enabled() and weight.requires_grad
+    if trains and not getattr(weight, "stepped_by_rows", False):
         raise RuntimeError(
             "a sampled head that is spread over ranks is stepped by partlocal.optim.SGD or AdamW "
             "alone: build one with head.parameters() before the first step"
@@ -181,8 +202,10 @@ class _TakeRows(torch.autograd.Function):
 
 def _gradient_of(p: Tensor) -> Tensor | None:
     """Return what this rank holds of a gradient."""
-    rows = getattr(p, "row_grad", None)
-    return rows if rows is not None or p.grad is None else _local(p.grad)
+    rows, dense = getattr(p, "row_grad", None), None if p.grad is None else _local(p.grad)
+    if rows is None or dense is None:
+        return dense if rows is None else rows
+    return rows.to_dense() + dense
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -201,6 +224,8 @@ def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients so that their common norm is at most `max_norm`; return what it was.
+
+    Where it is not finite the gradients stay as they are: one NaN would reach all of them.
 
     `torch.nn.utils.clip_grad_norm_` refuses parameters of which some are DTensors and some are not,
     or some gradients sparse. All ranks call this together where a parameter is spread over them.
@@ -224,6 +249,8 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     if not grads:
         return torch.zeros(())
     norm = torch.stack([_squared_norm(p, grad) for p, grad in grads]).sum().sqrt()
+    if not norm.isfinite():
+        return norm
     factor = (max_norm / norm.clamp(min=max_norm)).item()
     for _, grad in grads:
         grad.mul_(factor)

@@ -23,7 +23,8 @@ class Diagnostics(NamedTuple):
     """What a trainer wants to see of a batch: means over its samples that are not ignored.
 
     Args:
-        accuracy: the share whose own class has the largest cosine of all, before the margin.
+        accuracy: the share whose own class has the largest cosine of all, before the margin; in a
+            sampled step, of those that were drawn, which is more.
         angle: between embedding and own row, in radians.
         beyond: the share whose angle the margin moves past pi (theta > pi - m); 0 for margins that
             move no angle.
@@ -77,9 +78,9 @@ def margin_softmax(  # noqa: PLR0913
     check_reduction(reduction)
     how = choose(embeddings, weight, scale, recompute, implementation=implementation)
     found = negatives(embeddings, weight, labels, how, ignore_index)
-    norm = norms(embeddings) if norm is None else norm
-    check_norm(norm, labels)
     ignored = labels.long() == ignore_index
+    norm = norms(embeddings, ignored) if norm is None else norm
+    check_norm(norm, labels)
     return reduce(losses(found, norm, ignored, margin, scale), ignored, reduction)
 
 
@@ -117,9 +118,11 @@ def diagnose(found: Negatives, norm: Tensor, ignored: Tensor, margin: Margin) ->
     )
 
 
-def norms(embeddings: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-    """Return the lengths, wide."""
+def norms(embeddings: Float[Tensor, "b d"], ignored: Tensor | None) -> Float[Tensor, " b"]:
+    """Return the lengths, wide; 0 for ignored samples, of which no NaN may come back."""
     wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+    if ignored is not None:
+        wide = wide.masked_fill(ignored[:, None], 0)
     return torch.linalg.vector_norm(wide, dim=1)
 
 

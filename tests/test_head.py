@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from copy import deepcopy
 
 import jaxtyping
 import pytest
@@ -18,6 +19,7 @@ from partlocal.margins import (
     NormFace,
     SphereFace,
 )
+from partlocal.optim import AdamW
 from partlocal.softmax import margin_softmax
 
 FAMILY = {
@@ -282,9 +284,11 @@ def test_sampled_classes():
         head(x, labels), margin_softmax(x, head.weight, labels, ArcFace(0.5), 16.0)
     )
     many = torch.arange(5)
-    head = ArcFaceHead(6, 6, 16.0, sample_rate=0.1)  # more classes in the batch than the share
+    head = ArcFaceHead(6, 9, 16.0, sample_rate=0.1)  # more classes in the batch than the share
     (grad,) = torch.autograd.grad(head(x, many), head.weight)
-    assert grad.coalesce().indices()[0].tolist() == [0, 1, 2, 3, 4]
+    drawn = grad.coalesce().indices()[0].tolist()
+    assert drawn[:5] == [0, 1, 2, 3, 4]
+    assert len(drawn) == 6
 
 
 def _drawn(rows, head):
@@ -343,7 +347,8 @@ def test_classes_come_and_go(make):
     assert head.weight.shape == (2, 6)
 
 
-def test_errors_of_changing_classes():
+def test_errors_of_changing_classes(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     head = ArcFaceHead(6, 20)
     other = torch.optim.SGD(ArcFaceHead(6, 20).parameters(), lr=0.1)
     for call, message in (
@@ -358,6 +363,9 @@ def test_errors_of_changing_classes():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    for wrong in (torch.ones(20) > 0, [0.0, 1.0]):
+        with pytest.raises(TypeError, match="indices must be whole numbers; got torch"):
+            head.keep(torch.as_tensor(wrong))
     assert head.weight.shape == (20, 6)
 
 
@@ -568,6 +576,56 @@ def test_debug_names_the_embedding():
     assert head(x, labels).isnan()
     assert head.margin.mean.isfinite()  # the statistics of the others
     assert head.margin.mean != 20
+
+
+def test_what_is_lost_in_every_corner():
+    """No negatives; a norm beyond float32; an ignored sample whose norm would have a gradient."""
+    x, weight, labels = problem(v=1, dtype=torch.float32)
+    with torch.no_grad():
+        x[0, 0] = math.nan
+    loss = margin_softmax(x, weight, labels, ArcFace(), 64.0, reduction="none")
+    assert loss.isnan().tolist() == [True] + [False] * 7
+    assert torch.autograd.grad(loss.sum(), weight)[0].isfinite().all()
+    x, weight, labels = problem(dtype=torch.float32)
+    with torch.no_grad():
+        x[0] = 3e38
+    loss = margin_softmax(x, weight, labels, ArcFace(), 64.0, reduction="none")
+    assert loss.isnan().tolist() == [True] + [False] * 7
+    with torch.no_grad():
+        x[0] = math.nan
+    labels[0] = -1
+    loss = margin_softmax(x, weight, labels, MagFace(), 64.0)
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, (x, weight)))
+
+
+def test_labels_of_any_kind_of_whole_number():
+    x, _, labels = problem(v=300, dtype=torch.float32)
+    labels[0] = 255  # which as an unsigned byte equals -1
+    head = ArcFaceHead(6, 300)
+    expected = head(x, labels, reduction="none")
+    assert torch.equal(head(x, labels.clamp(max=255).byte(), reduction="none")[:1], expected[:1])
+    assert torch.equal(head(x, labels.int(), reduction="none"), expected)
+
+
+def test_logits_leave_statistics_alone():
+    x, _, labels = problem(dtype=torch.float32)
+    head = ArcFaceHead(6, 20, margin=AdaFace())
+    head.logits(x, labels)
+    assert head.margin.mean == 20
+
+
+def test_copy():
+    x, _, labels = problem(dtype=torch.float32)
+    head = ArcFaceHead(6, 20, 16.0, AdaFace(), sample_rate=0.5)
+    copy = deepcopy(head)
+    optimizer = AdamW(copy.parameters())
+    for module in (copy, copy.eval(), copy.train()):
+        optimizer.zero_grad()
+        module(x, labels).backward()
+        optimizer.step()
+    assert not torch.equal(copy.weight, head.weight)
+    assert copy.margin.mean != 20
+    assert head.margin.mean == 20
 
 
 def test_weight_that_is_not_finite():

@@ -143,6 +143,54 @@ def test_clipping():
         clip_grad_norm([none], 0.0)
 
 
+def test_a_step_runs_its_hooks_once():
+    torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)  # whose step is wrapped from now
+    weight, calls = torch.nn.Parameter(torch.ones(3, 2)), []
+    optimizer = SGD([weight], lr=0.5)
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    weight.grad = torch.ones(3, 2)
+    optimizer.step()
+    assert calls == [1]
+    assert weight.eq(0.5).all()
+
+
+def test_no_momentum_no_memory():
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = SGD([weight], lr=0.5)
+    F.embedding(torch.tensor([1]), weight, sparse=True).sum().backward()
+    optimizer.step()
+    assert list(optimizer.state[weight]) == ["step"]
+
+
+@cases
+def test_sampling_begins_later(ours, theirs, options):
+    """A state that was made by dense steps counts them for every row."""
+    weight, other, drawn = problem()
+    whole = torch.nn.Parameter(weight.clone())
+    rows = [torch.nn.Parameter(row.clone()) for row in weight]
+    optimizer, oracle = ours([whole], **options), theirs(rows, **options)
+    value(whole, other).backward()
+    value(torch.stack(rows), other).backward()
+    for _ in range(2):
+        optimizer.step()
+        oracle.step()
+    for some in drawn:
+        optimizer.zero_grad()
+        oracle.zero_grad()
+        value(F.embedding(some, whole, sparse=True), other).backward()
+        value(torch.stack([rows[i] for i in some]), other).backward()
+        optimizer.step()
+        oracle.step()
+    torch.testing.assert_close(whole.detach(), torch.stack(rows).detach())
+
+
+def test_clipping_spreads_no_nan():
+    one, two = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    one.grad, two.grad = torch.tensor([1.0, torch.nan]), torch.ones(2)
+    assert clip_grad_norm([one, two], 0.1).isnan()
+    assert torch.equal(two.grad, torch.ones(2))
+
+
 def test_errors():
     weight = torch.nn.Parameter(torch.ones(3, 2))
     optimizer = AdamW([weight], amsgrad=True)

@@ -27,7 +27,7 @@ ALLOWED = {
     "logsumexp": {"kernels", "numerics"},
     "softmax": {"kernels", "logsumexp", "margins"},
     "shard": set(),
-    "class_parallel": {"logsumexp", "shard"},
+    "class_parallel": {"logsumexp", "shard", "softmax"},
     "head": {
         *("class_parallel", "hub", "kernels", "logsumexp", "margins", "numerics", "optim"),
         "shard",

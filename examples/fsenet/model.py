@@ -41,7 +41,7 @@ class GlobalNet(HubModule):
         return cls(Backbone.from_config(config["backbone"]))
 
 
-def build_head(  # noqa: PLR0913, PLR0917
+def build_head(
     net: nn.Module, width: int, identities: int, margin: float, scale: float, spread: bool
 ) -> ArcFaceHead:
     """Return a head where `net` is, its rows in this process or spread over all."""
@@ -60,7 +60,9 @@ class TrainedGlobalNet(nn.Module):
     ) -> None:
         super().__init__()
         self.net = net
-        self.global_head = build_head(net, net.backbone.global_dim, identities, margin, scale, spread)
+        self.global_head = build_head(
+            net, net.backbone.global_dim, identities, margin, scale, spread
+        )
 
     def forward(
         self,

@@ -38,15 +38,15 @@ def _cosines(
 ):  # fmt: skip
     """Return the cosines of a tile of samples and classes, from `row` and `first` on."""
     product = tl.zeros([BLOCK_B, BLOCK_V], tl.float32)
-    # From one far place, so that what differs within a tile fits into 32 bits.
     x += row.to(tl.int64) * stride_xb
     w += first.to(tl.int64) * stride_wv
     some, which = tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_V)
+    far = which.to(tl.int64)[:, None] * stride_wv
     for start in range(0, d, BLOCK_D):
         ds = start + tl.arange(0, BLOCK_D)
         place = some[:, None] * stride_xb + ds[None, :]
         left = tl.load(x + place, mask=(some[:, None] < b - row) & (ds[None, :] < d), other=0)
-        place = which[:, None] * stride_wv + ds[None, :] * stride_wd
+        place = far + ds.to(tl.int64)[None, :] * stride_wd
         right = tl.load(w + place, mask=(which[:, None] < v - first) & (ds[None, :] < d), other=0)
         if UPCAST:
             left, right = left.to(tl.float32), right.to(tl.float32)

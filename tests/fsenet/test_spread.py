@@ -105,7 +105,8 @@ def test_killed_and_resumed(tmp_path):
     assert not (tmp_path / "cut/losses-0-of-2.json").exists()
     finish(start(tmp_path / "cut", 2, 60, name="b"))
     whole, cut = (
-        json.loads((tmp_path / f"{name}/losses-0-of-2.json").read_text()) for name in ("whole", "cut")
+        json.loads((tmp_path / f"{name}/losses-0-of-2.json").read_text())
+        for name in ("whole", "cut")
     )
     assert 0 < len(cut) < 60
     assert cut == whole[-len(cut) :]

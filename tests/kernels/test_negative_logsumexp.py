@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from cases import DTYPES, PHASES, check, covering, lay_out, name
+from cases import DTYPES, PHASES, check, covering, far_apart, lay_out, name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,6 +116,20 @@ def test_hand_worked(device):
     lse, cos = negative_logsumexp(x, weight, own, 10.0, implementation="triton")
     assert lse.item() == pytest.approx(math.log(math.exp(6) + 1), rel=1e-6)
     assert cos.item() == pytest.approx(0.8)
+
+
+def test_columns_that_lie_far_apart(device, tmp_path):
+    """A transposed matrix of millions of classes: the last column is beyond 2^31 numbers."""
+    memory = far_apart(127 * 2**25 + 64, device, tmp_path)
+    weight = memory.as_strided((64, 128), (1, 2**25))
+    weight.copy_(draw(64, 128))
+    x, labels = draw(2, 128, seed=1).to(device), torch.tensor([3, 63], device=device)
+    for kernel, plain in zip(
+        derivatives(x.clone().requires_grad_(), weight.requires_grad_(), labels, "triton"),
+        derivatives(x.clone().requires_grad_(), weight, labels, "torch"),
+        strict=True,
+    ):
+        torch.testing.assert_close(kernel, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_not_finite_reaches_no_row(device):

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from copy import deepcopy
 from datetime import timedelta
 from pathlib import Path
 
@@ -164,6 +165,43 @@ def without_samples_or_classes(group):
         assert loss == 0
         assert some.grad.eq(0).all()
         assert head.weight.grad.to_local().eq(0).all()
+
+
+def one_sample(group):
+    """One sample in all, on one rank; and none anywhere."""
+    for dtype, width in ((torch.float64, D), (torch.bfloat16, 7)):
+        torch.manual_seed(0)
+        head = ArcFaceHead(width, V, 16.0, process_group=group, dtype=dtype)
+        torch.manual_seed(0)
+        alone = ArcFaceHead(width, V, 16.0, dtype=dtype)
+        x = torch.randn(1, width).to(dtype)
+        own = slice(0, 1 if group.rank() == group.size() - 1 else 0)
+        close(head(x[own], torch.tensor([3])[own]), alone(x, torch.tensor([3])), 1e-6, 1e-6)
+        assert head(x[:0], torch.tensor([3])[:0]) == 0
+
+
+def a_gradient_on_one_rank(group):
+    """Frozen rows, and embeddings of which one rank's alone want a gradient."""
+    head, alone = heads(group, averaged=False)
+    head.requires_grad_(False)
+    x, labels, own = batch(group)
+    mine, whole = x[own].clone(), x.clone().requires_grad_()
+    mine.requires_grad_(group.rank() == 0)
+    head(mine, labels[own]).backward()
+    alone(whole, labels).backward()
+    if group.rank() == 0:
+        close(mine.grad, whole.grad[own])
+
+
+def copied(group):
+    """A copy shares the group alone."""
+    head, _ = heads(group, margin=AdaFace)
+    copy = deepcopy(head)
+    x, labels, own = batch(group)
+    close(copy(x[own], labels[own]), head(x[own], labels[own]))
+    with torch.no_grad():
+        copy.weight.mul_(2)
+    assert not torch.equal(copy.all_rows(), head.all_rows())
 
 
 def ten_steps(group):
@@ -404,6 +442,17 @@ def one_file(group):
     x, _, _ = batch(group, dtype=torch.float32)
     close(head.logits(x), alone.logits(x))
     assert f"rank={group.rank()} of {group.size()}" in repr(head)
+    head, _ = heads(group, margin=AdaFace, dtype=torch.float32)
+    x, labels, own = batch(group, dtype=torch.float32)
+    head(x[own], labels[own])
+    head.save_pretrained(folder)
+    assert ArcFaceHead.from_pretrained(folder).margin.mean == head.margin.mean != 20
+    head(x[own], labels[own])
+    (folder / "file").touch()
+    with pytest.raises(
+        OSError if group.rank() == 0 else RuntimeError, match="must lead to a folder"
+    ):
+        head.save_pretrained(folder / "file")
 
 
 def bad_input(group):
@@ -414,6 +463,16 @@ def bad_input(group):
     with pytest.raises(ValueError, match=f"got {V} at position 0"):
         head(x[own], labels[own])
     labels[0] = 0
+    other = "rank 0 refused its samples; its own error says why"
+    for wrong, kind, message in (
+        (x[own, :3], ValueError, r"embeddings must be \[b, 6\]"),
+        (x[own].long(), TypeError, "embeddings must be floating point"),
+    ):
+        first = group.rank() == 0
+        with pytest.raises(kind if first else ValueError, match=message if first else other):
+            head(wrong if group.rank() == 0 else x[own], labels[own])
+    with pytest.raises(ValueError, match="embeddings must be of one dtype on all ranks"):
+        head(x[own].float() if group.rank() == 0 else x[own], labels[own])
     x[0] = torch.nan
     mine = x[own].clone().requires_grad_()
     loss = head(mine, labels[own])
@@ -427,10 +486,24 @@ def bad_input(group):
 
 GROUPS: dict[int, dist.ProcessGroup] = {}
 SCENARIOS = [
-    same_rows_as_one_process, loss_and_gradients, given_norms, half_precision, diagnostics,
-    without_samples_or_classes, ten_steps, fully_sharded, clipped, sampled, moved_to_other_ranks,
-    more_and_fewer_classes, one_file, bad_input,
-]  # fmt: skip
+    same_rows_as_one_process,
+    loss_and_gradients,
+    given_norms,
+    half_precision,
+    diagnostics,
+    without_samples_or_classes,
+    one_sample,
+    a_gradient_on_one_rank,
+    copied,
+    ten_steps,
+    fully_sharded,
+    clipped,
+    sampled,
+    moved_to_other_ranks,
+    more_and_fewer_classes,
+    one_file,
+    bad_input,
+]
 
 
 def killed(rank, folder):
