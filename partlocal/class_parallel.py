@@ -1,6 +1,6 @@
 """Classes spread over the ranks of a process group, each of which holds some rows.
 
-Every rank gathers the embeddings of all, takes the sums over its own classes, and exchanges two
+Every rank gathers the embeddings of all, takes the sums over its own classes, and exchanges three
 numbers a sample. So all ranks compute the same losses of the global batch, whatever the margin;
 backward, the embeddings' gradients, of which each rank has the share of its own classes, are summed
 and sent back to where the embeddings came from. Gradients of the rows need no exchange.
@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 
 from partlocal.logsumexp import How, Negatives, backward, forward, without_autocast
 from partlocal.shard import Shard
-from partlocal.softmax import norms
 
 
 @dataclass(frozen=True)
@@ -140,6 +139,7 @@ def gather_batch(
     labels: Tensor,
     norm: Tensor | None,
     group: dist.ProcessGroup,
+    device: torch.device,
     problem: Exception | None = None,
 ) -> tuple[Tensor, Tensor, Batch]:
     """Return this rank's embeddings and norms, and the samples of all ranks.
@@ -147,8 +147,9 @@ def gather_batch(
     Args:
         embeddings: of this rank. If others need a gradient, what is returned takes part.
         labels: of this rank.
-        norm: of this rank; None takes the lengths of the embeddings.
+        norm: of this rank; None if there is a problem.
         group: whose ranks call this together.
+        device: of the rows.
         problem: why this rank's samples are refused, if they are.
 
     Raises:
@@ -156,14 +157,13 @@ def gather_batch(
         ValueError: another rank has a problem, or embeddings are of unlike types.
     """
     facts = [0, 1, 0, 0]
-    if problem is None:
+    if norm is not None:
         row = embeddings.shape[1] * embeddings.element_size()
         facts = [len(embeddings), 0, int(embeddings.requires_grad), row]
-    device = embeddings.device if isinstance(embeddings, Tensor) else torch.device("cpu")
     of_all = _all_gather(torch.tensor([facts], device=device), group).T.tolist()
     sizes, failed, wanted, rows = of_all
-    if problem is not None:
-        raise problem
+    if norm is None:
+        raise problem or ValueError("norm is missing")
     if any(failed):
         raise ValueError(
             f"class-parallel head: rank {failed.index(1)} refused its samples; its own error says "
@@ -175,7 +175,6 @@ def gather_batch(
         )
     if any(wanted) and not embeddings.requires_grad:
         embeddings = embeddings.detach().requires_grad_()  # its backward is an exchange
-    norm = norms(embeddings, None) if norm is None else norm
     gathered = gather_rows([embeddings, labels.long(), norm], sizes, group)
     batch = Batch(group, gathered[0], gathered[1], gathered[2], tuple(sizes))
     return embeddings, norm, batch
@@ -307,7 +306,7 @@ def local_rows(tensor: Tensor) -> Tensor:
 
 
 def move_rows(
-    rows: Tensor, source: Tensor, old: Shard, new: Shard, group: dist.ProcessGroup | None
+    rows: Tensor, source: Tensor, old: Shard, new: Shard, group: dist.ProcessGroup
 ) -> Tensor:
     """Return the rows of a rank when class j is to be what class `source[j]` was, or zeros for -1.
 
@@ -316,12 +315,9 @@ def move_rows(
         source: [new.classes], the same on all ranks.
         old: which rows were whose.
         new: which rows will be.
-        group: whose ranks call this together; None if there is one alone.
+        group: whose ranks call this together.
     """
     source = source.to(rows.device)
-    if group is None:
-        fresh = (source < 0).view(-1, *[1] * (rows.ndim - 1))
-        return rows.index_select(0, source.clamp(min=0)).masked_fill_(fresh, 0)
 
     def wanted(rank: int) -> Tensor:
         other = Shard(new.classes, rank, new.ranks)

@@ -11,6 +11,14 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from partlocal.class_rows import (
+    check_optimizer,
+    check_order,
+    copy_rows,
+    draw_rows,
+    hand_over,
+    pick_rows,
+)
 from partlocal.hub import HubModule, check_keys
 from partlocal.kernels import Implementation, check_implementation
 from partlocal.logsumexp import (
@@ -45,8 +53,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from partlocal.class_parallel import Batch
-
-BLOCK = 4096  # rows drawn at a time
 
 
 class ArcFaceHead(HubModule):
@@ -125,22 +131,17 @@ class ArcFaceHead(HubModule):
         self.sample_rate, self.ignore_index, self.recompute = sample_rate, ignore_index, recompute
         self.process_group, self.averaged, self.debug = process_group, averaged, debug
         self.implementation = implementation
-        rows = torch.empty(0, in_features, device=device, dtype=dtype)
         if process_group is not None:
-            from partlocal.class_parallel import check_group  # noqa: PLC0415
+            from partlocal.class_parallel import as_shard, check_group  # noqa: PLC0415
 
-            check_group(process_group, rows.device)
-        self._hold(rows.new_empty(self._shard().count, in_features))
+            check_group(process_group, torch.empty(0, device=device).device)
+        rows = torch.empty(self._shard().count, in_features, device=device, dtype=dtype)
+        self._hold(rows if process_group is None else as_shard(rows, num_classes, process_group))
         self.reset_parameters()
 
     def _hold(self, rows: Tensor) -> None:
-        """Make `rows`, those of this rank, the parameter."""
-        if self.process_group is None:
-            self.weight = nn.Parameter(rows)
-        else:
-            from partlocal.class_parallel import as_shard  # noqa: PLC0415
-
-            self.weight = nn.Parameter(as_shard(rows, self.num_classes, self.process_group))
+        """Make `rows`, a DTensor if they are spread, the parameter."""
+        self.weight = nn.Parameter(rows)
         self.weight.by_rows = self.sample_rate < 1  # type: ignore[attr-defined]
 
     def _shard(self) -> Shard:
@@ -168,25 +169,12 @@ class ArcFaceHead(HubModule):
         if rows.is_meta:
             return
         if self.process_group is None:
-            self._draw_into(rows, first)
+            draw_rows(rows, self._shard(), first)
             return
         from partlocal.class_parallel import same_generator  # noqa: PLC0415
 
         with same_generator(self.process_group, rows.device):
-            self._draw_into(rows, first)
-
-    def _draw_into(self, rows: Tensor, first: int) -> None:
-        start = self._shard().start
-        for begin in range(first, self.num_classes, BLOCK):
-            end = min(begin + BLOCK, self.num_classes)
-            low, high = max(begin, start), min(end, start + len(rows))
-            if (low, high) == (begin, end):
-                block = rows[begin - start : end - start]
-            else:
-                block = rows.new_empty(end - begin, self.in_features)
-            nn.init.normal_(block, std=self.in_features**-0.5)
-            if low < high:
-                rows[low - start : high - start] = block[low - begin : high - begin]
+            draw_rows(rows, self._shard(), first)
 
     def forward(
         self,
@@ -230,16 +218,16 @@ class ArcFaceHead(HubModule):
 
         from partlocal.class_parallel import gather_batch, scale_gradient  # noqa: PLC0415
 
-        shard, problem = self._shard(), None
+        shard, problem, length = self._shard(), None, None
         try:
             self._check(embeddings, labels, norm)
+            length = norms(embeddings, labels.long() == self.ignore_index) if norm is None else norm
             if self.averaged:
-                embeddings = scale_gradient(embeddings, shard.ranks)
-                norm = None if norm is None else scale_gradient(norm, shard.ranks)
+                embeddings, length = (scale_gradient(x, shard.ranks) for x in (embeddings, length))
         except (ValueError, TypeError) as error:  # the others must hear of it
             problem = error
         embeddings, norm, batch = gather_batch(
-            embeddings, labels, norm, self.process_group, problem
+            embeddings, labels, length, self.process_group, self._rows().device, problem
         )
         classes = class_indices(batch.labels, self.num_classes, self.ignore_index)
         here = (classes >= shard.start) & (classes < shard.stop)
@@ -331,24 +319,7 @@ class ArcFaceHead(HubModule):
         Raises:
             ValueError: there are more or fewer classes, or rows of another width.
         """
-        parts = [rows] if isinstance(rows, Tensor) else list(rows)
-        shapes = [list(part.shape) for part in parts]
-        count = sum(len(part) for part in parts)
-        if count != self.num_classes or any(shape[1:] != [self.in_features] for shape in shapes):
-            raise ValueError(
-                f"rows must be [{self.num_classes}, {self.in_features}] in all (num_classes, "
-                f"in_features of this head); got {shapes}: build the head with "
-                f"num_classes={count}, or pass the transposed matrix if it is [d, v]"
-            )
-        own, shard, begin = self._rows().detach(), self._shard(), 0
-        for part in parts:
-            end = begin + len(part)
-            low, high = max(begin, shard.start), min(end, shard.stop)
-            if low < high:
-                own[low - shard.start : high - shard.start] = part[low - begin : high - begin].to(
-                    own.device
-                )
-            begin = end
+        copy_rows(self._rows().detach(), self._shard(), rows)
 
     @torch.no_grad()
     def extend(self, n: int, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -387,57 +358,32 @@ class ArcFaceHead(HubModule):
                 hold this head's weight.
             TypeError: they are a mask, or no whole numbers.
         """
-        source = torch.as_tensor(indices).cpu()
-        if len(source) and (source.is_floating_point() or source.dtype == torch.bool):
-            raise TypeError(
-                f"indices must be whole numbers; got {source.dtype}: for a mask pass "
-                "mask.nonzero()[:, 0]"
-            )
-        source = source.long()
-        if source.ndim != 1 or len(source) == 0:
-            raise ValueError(f"indices must name at least one class; got {list(source.shape)}")
-        if source.min() < 0 or source.max() >= self.num_classes:
-            wrong = source[(source < 0) | (source >= self.num_classes)][0]
-            raise ValueError(f"indices must be in [0, {self.num_classes}); got {int(wrong)}")
-        if len(source.unique()) < len(source):
-            raise ValueError("indices must name each class once; got one twice")
-        self._rearrange(source, optimizer)
+        self._rearrange(check_order(indices, self.num_classes), optimizer)
 
     @torch.no_grad()
     def _rearrange(self, source: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
         """Make class j what class `source[j]` was, in an optimizer too; -1 leaves zeros."""
-        old_weight, old = self.weight, self._shard()
-        groups = optimizer.param_groups if optimizer is not None else []
-        holders = [g for g in groups if any(p is old_weight for p in g["params"])]
-        if optimizer is not None and not holders:
-            raise ValueError(
-                "optimizer must hold this head's weight; got one without it: pass the one that was "
-                "built with head.parameters()"
-            )
-        from partlocal.class_parallel import as_shard, local_rows, move_rows  # noqa: PLC0415
+        check_optimizer(optimizer, self.weight)
+        old, weight, group = self._shard(), self.weight, self.process_group
+        if group is None:
 
-        new = Shard(len(source), old.rank, old.ranks)
-        group = self.process_group
+            def moved(tensor: Tensor) -> Tensor:
+                return pick_rows(tensor, source)
 
-        def moved(tensor: Tensor) -> Tensor:
-            return move_rows(local_rows(tensor), source, old, new, group)
+        else:
+            from partlocal.class_parallel import as_shard, local_rows, move_rows  # noqa: PLC0415
 
-        rows = moved(self.weight)
+            new = Shard(len(source), old.rank, old.ranks)
+
+            def moved(tensor: Tensor) -> Tensor:
+                rows = move_rows(local_rows(tensor), source, old, new, group)
+                return as_shard(rows, new.classes, group)
+
         self.num_classes = len(source)
-        self._hold(rows)
-        self.weight.requires_grad_(old_weight.requires_grad)
-        if hasattr(old_weight, "stepped_by_rows") and holders:
-            self.weight.stepped_by_rows = True  # type: ignore[attr-defined]
-        for held in holders:
-            held["params"] = [self.weight if p is old_weight else p for p in held["params"]]
-        if optimizer is None or old_weight not in optimizer.state:
-            return
-        state = optimizer.state.pop(old_weight)
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.ndim and len(value) == old.classes:
-                kept = moved(value)
-                state[key] = kept if group is None else as_shard(kept, new.classes, group)
-        optimizer.state[self.weight] = state
+        self._hold(moved(weight))
+        self.weight.requires_grad_(weight.requires_grad)
+        if optimizer is not None:
+            hand_over(optimizer, weight, self.weight, moved)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write the rows of all ranks as one head; all ranks call this, the first one writes.

@@ -149,14 +149,18 @@ class AdamW(_ByRows, torch.optim.AdamW):
         grad = -grad if group["maximize"] else grad
         first, second = group["betas"]
         state["step"][rows] += 1
-        steps = state["step"][rows].to(torch.float64)[:, None]
+        steps = state["step"][rows].to(p.dtype)[:, None]
         mean = torch.lerp(state["exp_avg"][rows], grad, 1 - first)
         square = second * state["exp_avg_sq"][rows] + (1 - second) * grad.square()
         state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
-        scale = (group["lr"] / (1 - first**steps)).to(p.dtype)
-        root = (1 - second**steps).sqrt().to(p.dtype)
+        scale, root = group["lr"] / _corrected(first, steps), _corrected(second, steps).sqrt()
         own = p[rows] * (1 - group["lr"] * group["weight_decay"])
         p[rows] = own - scale * mean / (square.sqrt() / root + group["eps"])
+
+
+def _corrected(beta: float, steps: Tensor) -> Tensor:
+    """Return `1 - beta ** steps`, which would cancel for small numbers of steps."""
+    return -torch.expm1(steps * math.log(beta)) if beta else torch.ones_like(steps)
 
 
 def take_rows(weight: Tensor, index: Tensor) -> Tensor:
@@ -252,8 +256,10 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     if not norm.isfinite():
         return norm
     factor = (max_norm / norm.clamp(min=max_norm)).item()
-    for _, grad in grads:
-        grad.mul_(factor)
+    for p, _ in grads:
+        for grad in (p.grad, getattr(p, "row_grad", None)):
+            if grad is not None:
+                _local(grad).mul_(factor)
     return norm
 
 

@@ -27,9 +27,11 @@ ALLOWED = {
     "logsumexp": {"kernels", "numerics"},
     "softmax": {"kernels", "logsumexp", "margins"},
     "shard": set(),
-    "class_parallel": {"logsumexp", "shard", "softmax"},
+    "class_rows": {"shard"},
+    "class_parallel": {"logsumexp", "shard"},
     "head": {
-        *("class_parallel", "hub", "kernels", "logsumexp", "margins", "numerics", "optim"),
+        *("class_parallel", "class_rows", "hub", "kernels", "logsumexp", "margins", "numerics"),
+        "optim",
         "shard",
         "softmax",
     },
