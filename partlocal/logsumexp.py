@@ -90,7 +90,8 @@ def negative_logsumexp(
             derivative is asked for.
     """
     how = choose(x, weight, scale, recompute, workspace, implementation)
-    return negatives(x, weight, labels, how, ignore_index)[:2]
+    found = negatives(x, weight, labels, how, ignore_index)
+    return found.lse, found.cos_target
 
 
 def choose(

@@ -68,7 +68,7 @@ class _ByRows(torch.optim.Optimizer):
         state, before = self.state[p], self.state[p].get("step")
         if before is None or before.ndim == 0:
             # All rows have made the steps that were made without sampling.
-            steps = torch.zeros_like(p.detach()[:, 0], dtype=torch.int32)
+            steps = _one_a_row(p)
             held = any(state.get(name) is not None for name in self._moments(group))
             state["step"] = steps + (int(held) if before is None else int(before))
         state["step"] = state["step"].to(p.device)  # loading a state leaves it where it was
@@ -156,6 +156,21 @@ class AdamW(_ByRows, torch.optim.AdamW):
         scale, root = group["lr"] / _corrected(first, steps), _corrected(second, steps).sqrt()
         own = p[rows] * (1 - group["lr"] * group["weight_decay"])
         p[rows] = own - scale * mean / (square.sqrt() / root + group["eps"])
+
+
+def _one_a_row(p: Tensor) -> Tensor:
+    """Return a 0 for each row of a parameter, spread like it."""
+    spread: Any = p
+    local = _local(p)
+    zeros = torch.zeros(len(local), dtype=torch.int32, device=local.device)
+    if local is p:
+        return zeros
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415
+
+    shape = torch.Size([len(p)])
+    return DTensor.from_local(
+        zeros, spread.device_mesh, spread.placements, run_check=False, shape=shape, stride=(1,)
+    )
 
 
 def _corrected(beta: float, steps: Tensor) -> Tensor:

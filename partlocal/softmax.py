@@ -89,7 +89,7 @@ def losses(
 ) -> Float[Tensor, " b"]:
     """Return the loss of each sample from what is known of its cosines; 0 if it is ignored."""
     # Before anything is computed: NaN of an ignored sample would be multiplied by a gradient of 0.
-    lse, cos_target, norm = (x.masked_fill(ignored, 0) for x in (*found[:2], norm))
+    lse, cos_target, norm = (x.masked_fill(ignored, 0) for x in (found.lse, found.cos_target, norm))
     # The default threshold of 20 would be off by e^-20, which is far above fp64 rounding.
     loss = F.softplus(lse - scale * margin(cos_target, norm), threshold=40)
     if hasattr(margin, "penalty"):
