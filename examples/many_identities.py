@@ -69,6 +69,9 @@ def main() -> None:
     save(options.folder, backbone, head, optimizer, options.steps)
     head.save_pretrained(options.folder / "head")
     dist.barrier()
+    if rank == 0:
+        print(f"saved in {options.folder}", flush=True)
+    del trained, head, optimizer, parameters  # which hold the group that ends here
     dist.destroy_process_group()
 
 

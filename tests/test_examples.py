@@ -17,8 +17,12 @@ def torchrun(processes, *arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={processes}", str(ROOT / "examples/many_identities.py")]
     run = subprocess.run([*command, *arguments], check=False, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout.splitlines()
+    *steps, last = run.stdout.splitlines() or [""]
+    # On a busy machine gloo's threads sometimes abort a process that has done all and is ending.
+    ended = run.returncode == 0 or "terminate called without an active exception" in run.stderr
+    assert ended, run.stderr[-3000:]
+    assert last.startswith("saved in "), run.stderr[-3000:]
+    return steps
 
 
 @pytest.mark.parametrize("rate", ["1.0", "0.5"])
