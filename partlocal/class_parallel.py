@@ -115,7 +115,7 @@ def gather_rows(
     flat = [t.detach().flatten(1) if t.ndim > 1 else t.detach()[:, None] for t in tensors]
     rows = torch.cat([t.contiguous().view(torch.uint8) for t in flat], 1)
     most = max(sizes)
-    found = _all_gather(torch.cat([rows, rows.new_zeros(most - len(rows), rows.shape[1])]), group)
+    found = _all_gather(_padded(rows, most), group)
     if min(sizes) < most:
         found = torch.cat([f[:n] for f, n in zip(found.split(most), sizes, strict=True)])
     widths = [t.shape[1] * t.element_size() for t in flat]
@@ -123,6 +123,11 @@ def gather_rows(
         part.flatten().clone().view(t.dtype).view(-1, *t.shape[1:])  # a clone lies evenly
         for part, t in zip(found.split(widths, 1), tensors, strict=True)
     ]
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """Return `count` rows, of which the last ones are zeros: exchanges are of equal shapes."""
+    return torch.cat([rows, rows.new_zeros(count - len(rows), rows.shape[1])])
 
 
 def _all_gather(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -212,8 +217,7 @@ def _sum_and_scatter(grads: Tensor, batch: Batch) -> Tensor:
     """Return the sum over ranks of the gradients of this rank's samples."""
     most, ranks = max(batch.sizes), len(batch.sizes)
     if min(batch.sizes) < most:
-        shares = grads.split(batch.sizes)
-        grads = torch.cat([torch.cat([s, s.new_zeros(most - len(s), s.shape[1])]) for s in shares])
+        grads = torch.cat([_padded(share, most) for share in grads.split(batch.sizes)])
     out = grads.new_empty(len(grads) // ranks, grads.shape[1])
     scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)  # its newer name
     with together(batch.group):
@@ -300,11 +304,6 @@ def as_shard(rows: Tensor, classes: int, group: dist.ProcessGroup) -> Tensor:
     )
 
 
-def local_rows(tensor: Tensor) -> Tensor:
-    """Return the part of a DTensor that this rank holds, and any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
 def move_rows(
     rows: Tensor, source: Tensor, old: Shard, new: Shard, group: dist.ProcessGroup
 ) -> Tensor:
@@ -335,12 +334,10 @@ def move_rows(
     mine = wanted(new.rank)
     places = [held(mine, rank) for rank in range(old.ranks)]
     out = flat.new_zeros(new.count, flat.shape[1])
-    found = [flat.new_empty(len(place), flat.shape[1]) for place in places]
-    inputs = torch.cat(sent)
-    received = flat.new_empty(sum(map(len, found)), flat.shape[1])
+    received = flat.new_empty(sum(map(len, places)), flat.shape[1])
     with together(group):
         dist.all_to_all_single(
-            received, inputs, [len(p) for p in places], [len(s) for s in sent], group=group
+            received, torch.cat(sent), [*map(len, places)], [*map(len, sent)], group=group
         )
     out[torch.cat(places)] = received
     return out.view(new.count, *rows.shape[1:])

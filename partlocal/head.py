@@ -36,7 +36,7 @@ from partlocal.logsumexp import (
 from partlocal.margins import ArcFace, Margin, margin_config, margin_from_config
 from partlocal.numerics import accumulation_dtype, check_tensor, refuse_non_finite
 from partlocal.optim import take_rows
-from partlocal.shard import Shard
+from partlocal.shard import Shard, local_part
 from partlocal.softmax import (
     Diagnostics,
     Reduction,
@@ -371,12 +371,12 @@ class ArcFaceHead(HubModule):
                 return pick_rows(tensor, source)
 
         else:
-            from partlocal.class_parallel import as_shard, local_rows, move_rows  # noqa: PLC0415
+            from partlocal.class_parallel import as_shard, move_rows  # noqa: PLC0415
 
             new = Shard(len(source), old.rank, old.ranks)
 
             def moved(tensor: Tensor) -> Tensor:
-                rows = move_rows(local_rows(tensor), source, old, new, group)
+                rows = move_rows(local_part(tensor), source, old, new, group)
                 return as_shard(rows, new.classes, group)
 
         self.num_classes = len(source)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from partlocal.numerics import accumulation_dtype
-
-Closure = Callable[[], Any] | None
+from partlocal.shard import local_part
 
 
 class _ByRows(torch.optim.Optimizer):
@@ -35,7 +34,7 @@ class _ByRows(torch.optim.Optimizer):
                 p.row_grad = None
 
     @torch.no_grad()
-    def step(self, closure: Closure = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient."""
         loss = None
         if closure is not None:
@@ -53,7 +52,7 @@ class _ByRows(torch.optim.Optimizer):
             for _, p, dense, _ in taken:
                 p.grad = dense
         for group, p, _, grad in taken:
-            self._step_rows(_local(p), *_rows_of(grad), self._state_of(p, group), group)
+            self._step_rows(local_part(p), *_rows_of(grad), self._state_of(p, group), group)
         return loss
 
     def _by_rows(self) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
@@ -75,7 +74,7 @@ class _ByRows(torch.optim.Optimizer):
         for name in self._moments(group):
             if state.get(name) is None:
                 state[name] = torch.zeros_like(p, memory_format=torch.contiguous_format)
-        return {key: _local(value) for key, value in state.items() if value is not None}
+        return {key: local_part(value) for key, value in state.items() if value is not None}
 
     def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
         raise NotImplementedError
@@ -161,7 +160,7 @@ class AdamW(_ByRows, torch.optim.AdamW):
 def _one_a_row(p: Tensor) -> Tensor:
     """Return a 0 for each row of a parameter, spread like it."""
     spread: Any = p
-    local = _local(p)
+    local = local_part(p)
     zeros = torch.zeros(len(local), dtype=torch.int32, device=local.device)
     if local is p:
         return zeros
@@ -206,11 +205,11 @@ class _TakeRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, index: Tensor) -> Tensor:
         ctx.weight, ctx.index = weight, index
-        return _local(weight)[index]
+        return local_part(weight)[index]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
-        weight, shape = ctx.weight, _local(ctx.weight).shape
+        weight, shape = ctx.weight, local_part(ctx.weight).shape
         found = torch.sparse_coo_tensor(
             ctx.index[None], grad, shape, check_invariants=False, is_coalesced=True
         )
@@ -221,15 +220,10 @@ class _TakeRows(torch.autograd.Function):
 
 def _gradient_of(p: Tensor) -> Tensor | None:
     """Return what this rank holds of a gradient."""
-    rows, dense = getattr(p, "row_grad", None), None if p.grad is None else _local(p.grad)
+    rows, dense = getattr(p, "row_grad", None), None if p.grad is None else local_part(p.grad)
     if rows is None or dense is None:
         return dense if rows is None else rows
     return rows.to_dense() + dense
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Return what this rank holds of a DTensor, and any other tensor as it is."""
-    return getattr(tensor, "_local_tensor", tensor)
 
 
 def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -274,7 +268,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     for p, _ in grads:
         for grad in (p.grad, getattr(p, "row_grad", None)):
             if grad is not None:
-                _local(grad).mul_(factor)
+                local_part(grad).mul_(factor)
     return norm
 
 

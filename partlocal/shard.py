@@ -1,6 +1,8 @@
-"""Which of many rows a rank holds: arithmetic alone."""
+"""Which of many rows a rank holds, and what it holds of a tensor."""
 
 from dataclasses import dataclass
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,8 @@ class Shard:
     def count(self) -> int:
         """How many."""
         return self.stop - self.start
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a DTensor, outside of autograd, and any other as it is."""
+    return getattr(tensor, "_local_tensor", tensor)

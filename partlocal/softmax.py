@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from partlocal.kernels import Implementation
 from partlocal.logsumexp import Negatives, choose, negatives
 from partlocal.margins import Margin
+from partlocal.numerics import accumulation_dtype
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -107,7 +108,8 @@ def reduce(loss: Float[Tensor, " b"], ignored: Tensor, reduction: Reduction) -> 
 def diagnose(found: Negatives, norm: Tensor, ignored: Tensor, margin: Margin) -> Diagnostics:
     """Return the `Diagnostics` of a batch, from numbers that its loss needed anyway."""
     cos = found.cos_target.detach()
-    past = margin.past_pi(cos, norm.detach()) if hasattr(margin, "past_pi") else cos.isinf()
+    nobody = torch.zeros_like(ignored)
+    past = margin.past_pi(cos, norm.detach()) if hasattr(margin, "past_pi") else nobody
     angle = cos.clamp(-1, 1).acos()
     count = (~ignored).sum().clamp(min=1)
     return Diagnostics(
@@ -118,12 +120,10 @@ def diagnose(found: Negatives, norm: Tensor, ignored: Tensor, margin: Margin) ->
     )
 
 
-def norms(embeddings: Float[Tensor, "b d"], ignored: Tensor | None) -> Float[Tensor, " b"]:
+def norms(embeddings: Float[Tensor, "b d"], ignored: Tensor) -> Float[Tensor, " b"]:
     """Return the lengths, wide; 0 for ignored samples, of which no NaN may come back."""
-    wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-    if ignored is not None:
-        wide = wide.masked_fill(ignored[:, None], 0)
-    return torch.linalg.vector_norm(wide, dim=1)
+    wide = embeddings.to(accumulation_dtype(embeddings.dtype))
+    return torch.linalg.vector_norm(wide.masked_fill(ignored[:, None], 0), dim=1)
 
 
 def check_reduction(reduction: str) -> None:

@@ -202,20 +202,30 @@ def test_no_tensor_of_samples_times_classes():
     assert watch.largest >= b * v * 4
 
 
-@pytest.mark.parametrize(
-    ("b", "v"), [(1024, 2**16), pytest.param(4096, 2**18, marks=pytest.mark.slow)]
-)
-def test_peak_memory(b, v):
-    if not sys.platform.startswith("linux"):
-        pytest.skip("reads /proc")
-    script = f"""
+PEAK = """
 import torch
-from partlocal.logsumexp import negative_logsumexp
+from partlocal import ArcFace, margin_softmax, negative_logsumexp
 
 def peak(name):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+"""
 
+
+def resident(script):
+    """Return the numbers that a script prints, which can ask for the `peak` of its memory."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads /proc")
+    command = [sys.executable, "-c", PEAK + script]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [float(line) for line in run.stdout.split()]
+
+
+@pytest.mark.parametrize(
+    ("b", "v"), [(1024, 2**16), pytest.param(4096, 2**18, marks=pytest.mark.slow)]
+)
+def test_peak_memory(b, v):
+    (beyond,) = resident(f"""
 def run(b, v):
     x, weight = torch.randn(b, 16, requires_grad=True), torch.randn(v, 16, requires_grad=True)
     before = peak("VmRSS")
@@ -226,21 +236,13 @@ def run(b, v):
 run(64, 64)  # loads what is loaded once
 before = run({b}, {v})
 print(peak("VmHWM") - before)
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+""")
     # The gradient of weight, a few chunks, and some megabytes for the allocator; the matrix
     # would be 256 MB, or 4 GB.
-    assert int(run.stdout) < v * 16 * 4 + 3 * logsumexp.WORKSPACE + 2**25 < b * v * 4 / 2
+    assert beyond < v * 16 * 4 + 3 * logsumexp.WORKSPACE + 2**25 < b * v * 4 / 2
 
 
-RESIDENT = """
-import torch
-from partlocal import ArcFace, margin_softmax
-
-def peak(name):
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
-
+MILLIONS = """
 def rows(v, d, dtype):
     weight = torch.empty(v, d, dtype=dtype)
     block = torch.randn(2**14, d, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -254,17 +256,9 @@ margin_softmax(x, small, torch.arange(64), ArcFace(0.5), 64.0).backward()
 """
 
 
-def resident(script):
-    if not sys.platform.startswith("linux"):
-        pytest.skip("reads /proc")
-    command = [sys.executable, "-c", RESIDENT + script]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [float(line) for line in run.stdout.split()]
-
-
 def test_a_million_classes():
     """Beyond rows and their gradient at most 512 MB; the matrix alone would be 256 MB, thrice."""
-    beyond, loss = resident("""
+    beyond, loss = resident(f"""{MILLIONS}
 weight = rows(1_000_000, 512, torch.float32).requires_grad_()
 before = peak("VmRSS")
 loss = margin_softmax(x, weight, torch.arange(64), ArcFace(0.5), 64.0)
@@ -277,7 +271,7 @@ print(peak("VmHWM") - before - weight.grad.nbytes, loss.item())
 
 def test_ten_million_classes_in_half_precision():
     """Forward beside 10 GB of rows."""
-    beyond, loss = resident("""
+    beyond, loss = resident(f"""{MILLIONS}
 weight = rows(10_000_000, 512, torch.bfloat16)
 before = peak("VmRSS")
 with torch.no_grad():

@@ -14,7 +14,7 @@ from torchvision.ops import roi_align
 from partlocal import part_mask_pool
 from partlocal.kernels import Implementation
 from partlocal.pooling import Mode
-from peers.provider import Provider, own_providers
+from peers.provider import Provider, own_providers, with_compiled
 
 
 def broadcast_sum(features: Tensor, maps: Tensor) -> Tensor:
@@ -156,27 +156,20 @@ def providers(mode: Mode, device: torch.device, maps_too: bool = False) -> list[
     if mode == "max":
         return [
             *own,
-            Provider("loop over parts", loop_max),
-            Provider("loop over parts, compiled", loop_max, compiled=True),
-            Provider("broadcast", broadcast_max, temporaries=1),
-            Provider("broadcast, compiled", broadcast_max, compiled=True),
+            *with_compiled("loop over parts", loop_max),
+            *with_compiled("broadcast", broadcast_max, 1),
             Provider("bpbreid (other result)", bpbreid_max, bpbreid_max_oracle, temporaries=1),
         ]
     if mode == "mean":
         return [
             *own,
-            Provider("bmm", bmm_mean),
-            Provider("bmm, compiled", bmm_mean, compiled=True),
-            Provider("broadcast", broadcast_mean, temporaries=1),
-            Provider("broadcast, compiled", broadcast_mean, compiled=True),
+            *with_compiled("bmm", bmm_mean),
+            *with_compiled("broadcast", broadcast_mean, 1),
         ]
     found = [
-        Provider("bmm", bmm_sum),
-        Provider("bmm, compiled", bmm_sum, compiled=True),
-        Provider("einsum", einsum_sum),
-        Provider("einsum, compiled", einsum_sum, compiled=True),
-        Provider("broadcast (bpbreid)", broadcast_sum, temporaries=1),
-        Provider("broadcast (bpbreid), compiled", broadcast_sum, compiled=True),
+        *with_compiled("bmm", bmm_sum),
+        *with_compiled("einsum", einsum_sum),
+        *with_compiled("broadcast (bpbreid)", broadcast_sum, 1),
         Provider("PVEN (other result)", pven, pven_oracle, temporaries=1),
         Provider("OCRNet (other result)", ocrnet, ocrnet_oracle),
         Provider("FC-CLIP (other result)", fc_clip, fc_clip_oracle),

@@ -31,14 +31,19 @@ class Provider:
     prepare: Callable[..., tuple[Tensor, ...]] | None = None
 
 
+def with_compiled(name: str, run: Callable[..., Tensor], temporaries: int = 0) -> list[Provider]:
+    """Return a way as it is, and compiled, which makes no temporaries."""
+    return [
+        Provider(name, run, temporaries=temporaries),
+        Provider(f"{name}, compiled", run, compiled=True),
+    ]
+
+
 def own_providers(
     ours: Callable[[Implementation], Callable[..., Tensor]], device: torch.device
 ) -> list[Provider]:
     """Return this library's ways: what `"auto"` takes, compiled too, and on a GPU its kernel."""
-    found = [
-        Provider(OURS, ours("auto")),
-        Provider(f"{OURS}, compiled", ours("auto"), compiled=True),
-    ]
+    found = with_compiled(OURS, ours("auto"))
     if device.type == "cuda":
         found.append(Provider(f"{OURS}, kernel", ours("triton")))
     return found

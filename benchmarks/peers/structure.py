@@ -12,7 +12,7 @@ from partlocal import part_maps, part_mask_pool, structure_correlation
 from partlocal.kernels import Implementation
 from partlocal.resize import Downsample
 from peers.pooling import bmm_sum, broadcast_sum
-from peers.provider import Provider, own_providers
+from peers.provider import Provider, own_providers, with_compiled
 
 PARTS = (1, 4, 5, 6, 8, 10)  # six of eleven labels
 
@@ -115,14 +115,12 @@ def maps_providers(device: torch.device, downsample: Downsample) -> list[Provide
     if downsample == "area":
         return [
             *own,
-            Provider("PyTorch", area_maps),
-            Provider("PyTorch, compiled", area_maps, compiled=True),
+            *with_compiled("PyTorch", area_maps),
             Provider("adaptive average (other result)", adaptive_maps, adaptive_oracle),
         ]
     return [
         *own,
-        Provider("PyTorch", plain_maps),
-        Provider("PyTorch, compiled", plain_maps, compiled=True),
+        *with_compiled("PyTorch", plain_maps),
     ]
 
 
@@ -131,8 +129,7 @@ def correlation_providers(device: torch.device) -> list[Provider]:
     return [
         *own_providers(own_structure, device),
         Provider("cdist", cdist_structure),
-        Provider("broadcast", broadcast_structure, temporaries=1),
-        Provider("broadcast, compiled", broadcast_structure, compiled=True),
+        *with_compiled("broadcast", broadcast_structure, 1),
     ]
 
 
@@ -140,8 +137,6 @@ def chain_providers(device: torch.device) -> list[Provider]:
     """Return who goes from logits to the descriptor."""
     return [
         *own_providers(own_chain, device),
-        Provider("bmm and cdist", plain_chain),
-        Provider("bmm and cdist, compiled", plain_chain, compiled=True),
-        Provider("broadcast", broadcast_chain, temporaries=1),
-        Provider("broadcast, compiled", broadcast_chain, compiled=True),
+        *with_compiled("bmm and cdist", plain_chain),
+        *with_compiled("broadcast", broadcast_chain, 1),
     ]

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from checkpoint import load_checkpoint, save_checkpoint
-from spread import here, load_module, load_optimizer, spread_names, whole
+from spread import load_module, load_optimizer, spread_names, whole
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
+
+from partlocal.shard import local_part
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def fit(
         bar.update()
         due = time.monotonic() - saved > place.checkpoint_seconds
         if place.agree(due) or fitted.steps == schedule.steps:
-            held = map(here, module.state_dict().values())
+            held = map(local_part, module.state_dict().values())
             _refuse_non_finite(f"a weight of stage {stage}", held, step)
             _save(path, module, optimizer, fitted, place)
             saved = time.monotonic()

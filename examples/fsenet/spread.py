@@ -7,15 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from partlocal.shard import local_part
+
 
 def spread_names(module: nn.Module) -> list[str]:
     """Return the names of the parameters that are spread over processes."""
     return [name for name, p in module.named_parameters() if isinstance(p, DTensor)]
-
-
-def here(tensor: Tensor) -> Tensor:
-    """Return what this process holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(state: Any) -> Any:
@@ -43,7 +40,7 @@ def _like(tensor: Tensor, own: Tensor) -> Tensor:
     """Return a whole tensor, or this process's part of it if `own` is a part and of its shape."""
     if not isinstance(own, DTensor) or tensor.shape != own.shape:
         return tensor
-    on_device = tensor.to(own.to_local().device)
+    on_device = tensor.to(local_part(own).device)
     return distribute_tensor(on_device, own.device_mesh, own.placements, src_data_rank=None)
 
 

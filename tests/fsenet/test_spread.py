@@ -52,9 +52,6 @@ optimizer = torch.optim.SGD(module.parameters(), 0.003, 0.9, weight_decay=1e-4)
 place = Workplace(folder, torch.device("cpu"), "fp32", rank, world, checkpoint_seconds=0.5)
 fit("joint", module, batches, Schedule(steps, lambda t: 0.003 * (1 - t), optimizer), place)
 (folder / f"losses-{rank}-of-{world}.json").write_text(json.dumps(losses))
-head = module.global_head
-if rank == 0 or world > 1:
-    torch.save(head.all_rows().detach().clone(), folder / f"rows-{rank}-of-{world}.pt")
 """
 
 

@@ -204,6 +204,22 @@ def copied(group):
     assert not torch.equal(copy.all_rows(), head.all_rows())
 
 
+def train(spread, alone, optimizers, group, steps, each):
+    """Train a network and a head on the samples of this rank, and others on those of all."""
+    for step in range(steps):
+        rng = torch.Generator().manual_seed(step)
+        x = torch.randn(each * group.size(), D, dtype=torch.float64, generator=rng)
+        labels = torch.randint(V, (len(x),), generator=rng)
+        own = slice(each * group.rank(), each * group.rank() + each)
+        (net, head), (lone, whole) = spread, alone
+        losses = head(net(x[own]), labels[own]), whole(lone(x), labels)
+        close(*losses, 1e-9, 1e-9)
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
 def ten_steps(group):
     """SGD with momentum and AdamW, with a backbone in DDP: the weights of one process."""
     for make in (
@@ -219,17 +235,7 @@ def ten_steps(group):
         optimizers = [
             make([*a.parameters(), *b.parameters()]) for a, b in ((net, head), (lone, alone))
         ]
-        for step in range(10):
-            rng = torch.Generator().manual_seed(step)
-            x = torch.randn(3 * group.size(), D, dtype=torch.float64, generator=rng)
-            labels = torch.randint(V, (len(x),), generator=rng)
-            own = slice(3 * group.rank(), 3 * group.rank() + 3)
-            losses = head(net(x[own]), labels[own]), alone(lone(x), labels)
-            close(*losses, 1e-9, 1e-9)
-            for loss, optimizer in zip(losses, optimizers, strict=True):
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+        train((net, head), (lone, alone), optimizers, group, steps=10, each=3)
         close(list(nets[0].parameters()), list(lone.parameters()), 1e-8, 1e-8)
         close(head.all_rows(), alone.weight, 1e-8, 1e-8)
 
@@ -246,17 +252,7 @@ def fully_sharded(group):
         torch.optim.SGD([*a.parameters(), *b.parameters()], lr=0.1, momentum=0.9)
         for a, b in ((net, head), (lone, alone))
     ]
-    for step in range(4):
-        rng = torch.Generator().manual_seed(step)
-        x = torch.randn(2 * group.size(), D, dtype=torch.float64, generator=rng)
-        labels = torch.randint(V, (len(x),), generator=rng)
-        own = slice(2 * group.rank(), 2 * group.rank() + 2)
-        losses = head(net(x[own]), labels[own]), alone(lone(x), labels)
-        close(*losses, 1e-9, 1e-9)
-        for loss, optimizer in zip(losses, optimizers, strict=True):
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    train((net, head), (lone, alone), optimizers, group, steps=4, each=2)
     close(head.all_rows(), alone.weight, 1e-9, 1e-9)
     close(net.weight.full_tensor(), lone.weight, 1e-9, 1e-9)
 
