@@ -94,13 +94,6 @@ def lay_out(tensor, layout):
     return view.copy_(tensor)
 
 
-def far_apart(size, device, folder):
-    """Return `size` float32 of which a CPU holds only the pages that are touched."""
-    if device.type == "cpu":
-        return torch.from_file(str(folder / "sparse"), shared=True, size=size)
-    return torch.empty(size, device=device)
-
-
 def check(found, same_dtype, oracle, dtype, least=0.0):
     """Assert that a kernel errs no more than PyTorch in the same dtype, and a tolerance.
 

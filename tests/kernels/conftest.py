@@ -20,7 +20,7 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")  # for Hypothesis, which sets fixtures up once for all examples
 def device(request):
     return torch.device(request.config.getoption("device"))
 
@@ -28,9 +28,23 @@ def device(request):
 @pytest.fixture(autouse=True)
 def poison():
     """Fill what `torch.empty` returns with NaN: cells that a kernel forgets are seen."""
-    torch.use_deterministic_algorithms(True)
+    # Filling is all that is wanted: on a GPU the definitions take what is not deterministic.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def far_apart(device, tmp_path):
+    """Return a function of a size: so many float32, of which a CPU holds only the pages touched."""
+
+    def allocate(size):
+        if device.type == "cpu":
+            return torch.from_file(str(tmp_path / "sparse"), shared=True, size=size)
+        return torch.empty(size, device=device)
+
+    yield allocate
+    torch.cuda.empty_cache()  # gigabytes, which other processes may need
 
 
 @pytest.fixture

@@ -48,10 +48,11 @@ def test_layouts_keep_the_values(layout):
     assert laid.untyped_storage().nbytes() >= (60 + 128) * 4  # guards on both sides
 
 
-def test_new_memory_is_poisoned():
-    assert torch.empty(7).isnan().all()
-    assert torch.empty_like(torch.ones(7)).isnan().all()
-    assert torch.ones(7).new_empty(7, dtype=torch.float16).isnan().all()
+def test_new_memory_is_poisoned(device):
+    ones = torch.ones(7, device=device)
+    assert torch.empty(7, device=device).isnan().all()
+    assert torch.empty_like(ones).isnan().all()
+    assert ones.new_empty(7, dtype=torch.float16).isnan().all()
 
 
 def test_check_refuses_what_is_wrong():

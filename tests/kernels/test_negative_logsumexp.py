@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from cases import DTYPES, PHASES, check, covering, far_apart, lay_out, name
+from cases import DTYPES, PHASES, check, covering, lay_out, name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,14 +90,14 @@ def test_chunks_of_classes(workspace, dtype, device):
 
 
 @settings(max_examples=20, deadline=None, phases=PHASES)
-@given(st.data())
-def test_properties(data):
-    """Any shape and scale, rows and embeddings of any length; only on a CPU."""
+@given(data=st.data())
+def test_properties(data, device):
+    """Any shape and scale, rows and embeddings of any length."""
     b, d, v = (data.draw(st.integers(1, most)) for most in (5, 20, 90))
     scale = data.draw(st.sampled_from([1.0, 64.0]))
     long = data.draw(st.sampled_from([1e-9, 1.0, 1e9]))
     x, weight, labels = inputs(
-        b, d, v, "contiguous", torch.float32, torch.float32, "some ignored", torch.device("cpu")
+        b, d, v, "contiguous", torch.float32, torch.float32, "some ignored", device
     )
     x = (x.detach() * long).requires_grad_()
     found = derivatives(x, weight, labels, "triton", scale=scale)
@@ -118,9 +118,9 @@ def test_hand_worked(device):
     assert cos.item() == pytest.approx(0.8)
 
 
-def test_columns_that_lie_far_apart(device, tmp_path):
+def test_columns_that_lie_far_apart(device, far_apart):
     """A transposed matrix of millions of classes: the last column is beyond 2^31 numbers."""
-    memory = far_apart(127 * 2**25 + 64, device, tmp_path)
+    memory = far_apart(127 * 2**25 + 64)
     weight = memory.as_strided((64, 128), (1, 2**25))
     weight.copy_(draw(64, 128))
     x, labels = draw(2, 128, seed=1).to(device), torch.tensor([3, 63], device=device)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, PHASES, check, covering, far_apart, lay_out, name
+from cases import DTYPES, LAYOUTS, PHASES, check, covering, lay_out, name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,15 +85,16 @@ def test_definition(case, device):
 
 
 @settings(max_examples=15, deadline=None, phases=PHASES)
-@given(st.data())
-def test_properties(data):
+@given(data=st.data())
+def test_properties(data, device):
     b, n = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 6))
     old = data.draw(st.tuples(*[st.integers(1, 9)] * 2))
     new = data.draw(st.tuples(*[st.integers(1, 9)] * 2))
     parts = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=5))  # twice, too
     logits = draw(b, n, *old, seed=data.draw(st.integers(0, 99)))
     dtype = data.draw(st.sampled_from(DTYPES))
-    logits = lay_out(logits.to(dtype), data.draw(st.sampled_from(LAYOUTS))).requires_grad_()
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    logits = lay_out(logits.to(device, dtype), layout).requires_grad_()
     downsample = data.draw(st.sampled_from(["max", "area"]))
     check_all(logits, False, parts=parts, size=new, downsample=downsample)
 
@@ -116,8 +117,8 @@ MAGNITUDES = {
 
 
 @settings(max_examples=20, deadline=None, phases=PHASES)
-@given(st.data())
-def test_extremes(data):
+@given(data=st.data())
+def test_extremes(data, device):
     """Logits near the limits of their dtype, labels that are masked out, in every mode."""
     b, n = data.draw(st.integers(1, 2)), data.draw(st.integers(2, 5))
     old, new = (data.draw(st.tuples(*[st.integers(1, 6)] * 2)) for _ in range(2))
@@ -127,9 +128,8 @@ def test_extremes(data):
     choices = (["softmax", "sigmoid", None], ["l2", "sum", None], ["max", "area"])
     drawn = [data.draw(st.sampled_from(c)) for c in (*choices, ["labels", "parts"])]
     how = dict(zip(names, drawn, strict=True)) | {"parts": (1, 0), "size": new}
-    logits = (draw(b, n, *old, seed=data.draw(st.integers(0, 99))).clamp(-1, 1) * magnitude).to(
-        dtype
-    )
+    logits = draw(b, n, *old, seed=data.draw(st.integers(0, 99))).clamp(-1, 1) * magnitude
+    logits = logits.to(device, dtype)
     if how["activation"] is None:  # probabilities
         logits = (logits / magnitude if magnitude > 1 else logits).abs()
     elif data.draw(st.booleans()):
@@ -207,10 +207,10 @@ def test_nan_shows(downsample, activation, device):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_far_strides(axis, device, tmp_path):
+def test_far_strides(axis, device, far_apart):
     """The third image, or label, begins 2^31 numbers after the first, by a 32-bit stride."""
     strides = (2**30, 16) if axis == 0 else (48, 2**30)
-    far = far_apart(2**31 + 256, device, tmp_path).as_strided((3, 3, 4, 4), (*strides, 4, 1))
+    far = far_apart(2**31 + 256).as_strided((3, 3, 4, 4), (*strides, 4, 1))
     logits = draw(3, 3, 4, 4).to(device)
     both = [far.copy_(logits).requires_grad_(), logits.requires_grad_()]
     how = {"parts": (0, 2), "size": 2, "implementation": "triton"}
@@ -266,12 +266,12 @@ def test_opcheck(use_max, device):
 @pytest.mark.parametrize("norm", ["l2", "sum", None])
 @pytest.mark.parametrize("norm_over", ["labels", "parts"])
 @pytest.mark.parametrize("downsample", ["max", "area"])
-def test_gradient_formula(activation, norm, norm_over, downsample):
+def test_gradient_formula(activation, norm, norm_over, downsample, device):
     """What second derivatives differentiate is the derivative of the definition, in float64."""
-    logits = draw(2, 4, 7, 6).double().requires_grad_()
+    logits = draw(2, 4, 7, 6).to(device).double().requires_grad_()
     how = {"activation": activation, "norm": norm, "norm_over": norm_over, "downsample": downsample}
     results = part_maps(logits, (3, 1), (3, 4), **how)
-    grads = [draw(*x.shape, seed=1).double() for x in results]
+    grads = [draw(*x.shape, seed=1).to(x) for x in results]
     (expected,) = torch.autograd.grad(results, logits, grads)
     options = (activation or "none", norm or "none", norm_over == "parts")
     given_max = downsample == "max"

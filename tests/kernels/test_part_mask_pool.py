@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, KINDS, LAYOUTS, PHASES, check, covering, far_apart, lay_out, name
+from cases import DTYPES, KINDS, LAYOUTS, PHASES, check, covering, lay_out, name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,12 +111,11 @@ def test_boundaries(mode, grid, c, k, b, device):
 
 @settings(max_examples=15, deadline=None, phases=PHASES)
 @given(data=st.data())
-def test_properties(data):
-    """Any shape, layout and dtype; only on a CPU, where fixtures are not needed."""
+def test_properties(data, device):
+    """Any shape, layout and dtype."""
     shape = [data.draw(st.integers(1, most)) for most in (9, 9, 20, 9, 3)]
     layout, maps_layout = (data.draw(st.sampled_from(LAYOUTS)) for _ in range(2))
     dtype = data.draw(st.sampled_from(DTYPES))
-    device = torch.device("cpu")
     tensors = inputs(tuple(shape[:2]), *shape[2:], dtype, device, layout, maps_layout)
     check_all(*tensors, data.draw(st.sampled_from(MODES)), data.draw(st.booleans()), second=False)
 
@@ -145,8 +144,8 @@ MAGNITUDES = {
 
 @settings(max_examples=25, deadline=None, phases=PHASES)
 @given(data=st.data())
-def test_extremes(data):
-    """Faint and tiny parts, features near the limits of their dtype; only on a CPU."""
+def test_extremes(data, device):
+    """Faint and tiny parts, features near the limits of their dtype."""
     b, c, k, h, w = (data.draw(st.integers(1, most)) for most in (2, 5, 4, 5, 5))
     mode, normalize = data.draw(st.sampled_from(MODES)), data.draw(st.booleans())
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -154,8 +153,8 @@ def test_extremes(data):
     kinds = data.draw(st.lists(st.sampled_from(list(KINDS)), min_size=k, max_size=k))
     soft = draw(b, k, h, w, seed=data.draw(st.integers(0, 99))).sigmoid()
     maps = [[KINDS[kind](one) for kind, one in zip(kinds, of, strict=True)] for of in soft]
-    features = (draw(b, c, h, w).clamp(-1, 1) * magnitude).to(dtype)
-    maps = torch.stack([torch.stack(of) for of in maps]).to(dtype)
+    features = (draw(b, c, h, w).clamp(-1, 1) * magnitude).to(device, dtype)
+    maps = torch.stack([torch.stack(of) for of in maps]).to(device, dtype)
     features, maps = (lay_out(x, data.draw(st.sampled_from(LAYOUTS))) for x in (features, maps))
     wide = features.double(), maps.double()
     how = ((features, maps, "triton"), (features, maps, "torch"), (*wide, "torch"))
@@ -312,11 +311,11 @@ def test_frozen_maps_keep_no_features(device):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_far_strides(mode, axis, device, tmp_path):
+def test_far_strides(mode, axis, device, far_apart):
     """The third image, channel or row begins 2^31 numbers after the first, by a 32-bit stride."""
     strides = [36, 12, 4, 1]
     strides[axis] = 2**30
-    far = far_apart(2**31 + 128, device, tmp_path).as_strided((3, 3, 3, 4), strides)
+    far = far_apart(2**31 + 128).as_strided((3, 3, 3, 4), strides)
     features, maps, seen = inputs((3, 4), 3, 3, 3, torch.float32, device)
     far = far.copy_(features.detach()).requires_grad_()
     found, expected = (derivatives(x, maps, seen, mode, second=False) for x in (far, features))

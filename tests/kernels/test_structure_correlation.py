@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, PHASES, check, covering, far_apart, lay_out, name
+from cases import DTYPES, LAYOUTS, PHASES, check, covering, lay_out, name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,9 +79,9 @@ KINDS = {
 
 
 @settings(max_examples=25, deadline=None, phases=PHASES)
-@given(st.data())
-def test_properties(data):
-    """Any shape, layout and dtype, parts that are nothing or nearly so; only on a CPU."""
+@given(data=st.data())
+def test_properties(data, device):
+    """Any shape, layout and dtype, parts that are nothing or nearly so."""
     b, k, c = (data.draw(st.integers(1, most)) for most in (2, 7, 20))
     dtype, layout = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(LAYOUTS))
     magnitude = data.draw(st.sampled_from([1.0, 5e4 if dtype == torch.float16 else 1e15]))
@@ -89,15 +89,15 @@ def test_properties(data):
     parts = draw(b, k, c, seed=data.draw(st.integers(0, 99))).clamp(-1, 1) * magnitude
     chosen = [[KINDS[kind](image, i) for i, kind in enumerate(kinds)] for image in parts]
     parts = torch.stack([torch.stack(image) for image in chosen])
-    parts = lay_out(parts.to(dtype), layout).requires_grad_()
-    seen = draw(b, k, seed=1) > -0.5
+    parts = lay_out(parts.to(device, dtype), layout).requires_grad_()
+    seen = (draw(b, k, seed=1) > -0.5).to(device)
     seen = data.draw(st.sampled_from([None, seen, seen.float()]))
     wide = parts.detach().double().requires_grad_()
     results = []
     for x, implementation in ((parts, "triton"), (parts, "torch"), (wide, "torch")):
         out = structure_correlation(x, seen, implementation)
         # An infinite distance has no gradient.
-        grad = torch.where(out.isfinite(), draw(*out.shape, seed=2), 0).to(out)
+        grad = draw(*out.shape, seed=2).to(out).masked_fill(~out.isfinite(), 0)
         results.append((out, *torch.autograd.grad(out, x, grad)))
     for numbers in (slice(0, c), slice(c, None, 2), slice(c + 1, None, 2)):
         check(*(result[0][..., numbers] for result in results), dtype)
@@ -241,10 +241,10 @@ def test_nan_shows(device):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_far_strides(axis, device, tmp_path):
+def test_far_strides(axis, device, far_apart):
     """The third image, or part, begins 2^31 numbers after the first, by a 32-bit stride."""
     strides = (2**30, 4) if axis == 0 else (12, 2**30)
-    far = far_apart(2**31 + 64, device, tmp_path).as_strided((3, 3, 4), (*strides, 1))
+    far = far_apart(2**31 + 64).as_strided((3, 3, 4), (*strides, 1))
     parts = draw(3, 3, 4).to(device)
     both = [far.copy_(parts).requires_grad_(), parts.requires_grad_()]
     found, expected = (derivatives(x, None, "triton") for x in both)
@@ -293,12 +293,12 @@ def test_opcheck(k, device):
 
 
 @pytest.mark.parametrize("visibility", [False, True])
-def test_gradient_formula(visibility):
+def test_gradient_formula(visibility, device):
     """What second derivatives differentiate is the derivative of the definition, in float64."""
-    parts = draw(2, 4, 3).double().requires_grad_()
-    seen = torch.tensor([[1.0, 1, 0, 1], [1, 1, 1, 1]]) if visibility else None
+    parts = draw(2, 4, 3).to(device).double().requires_grad_()
+    seen = torch.tensor([[1.0, 1, 0, 1], [1, 1, 1, 1]], device=device) if visibility else None
     out = structure_correlation(parts, seen)
-    grad = draw(*out.shape, seed=1).double()
+    grad = draw(*out.shape, seed=1).to(out)
     (expected,) = torch.autograd.grad(out, parts, grad)
     found = kernels.gradient(grad, parts, seen)
     torch.testing.assert_close(found, expected.to(found), rtol=1e-5, atol=1e-6)
