@@ -61,24 +61,30 @@ def _cases(operation: str, run: Callable[..., object], **axes: Any) -> Iterator[
 def maps_cases() -> Iterator[Case]:
     """Yield what runs `part_maps`: forward with the combination of peaks, and backward."""
 
-    def run(kernel, n, layout, dtype, activation, norm, over_parts, use_max):
-        cells, times = 32, 2
+    def run(kernel, labels, layout, dtype, activation, norm, over_parts, use_max):
+        (n, k), cells, times = labels, 32, 2
         if layout == "sliced":
-            n, cells, times = odd(partial(mapping.configuration, kernel), n), 31, 3
+            n, cells, times = odd(partial(mapping.configuration, kernel, k=k), n), 31, 3
         logits = lay_out(torch.ones(2, n, 2 * times, cells * times, dtype=dtype), layout)
-        labels, how = list(range(n)), (activation, norm, over_parts)
+        parts, how = list(range(min(k, n))), (activation, norm, over_parts)
         if kernel == "forward":
-            mapping.maps_and_peaks(logits, labels, [2, cells], *how, use_max, dtype)
+            mapping.maps_and_peaks(logits, parts, [2, cells], *how, use_max, dtype)
             return
-        maps, cell = logits.new_empty(2, n, 2, cells), torch.empty(2, n, 2, cells * use_max)
-        peak = torch.empty(2, n)
-        mapping.maps_backward(maps, peak, logits, cell.int(), peak.int(), labels, *how)
+        maps = logits.new_empty(2, len(parts), 2, cells)
+        cell, peak = torch.empty(2, len(parts), 2, cells * use_max), torch.empty(2, len(parts))
+        mapping.maps_backward(maps, peak, logits, cell.int(), peak.int(), parts, *how)
 
+    powers = [2**i for i in range(11)]
     for kernel in "forward", "backward":
+        sets = {
+            tuple(mapping.configuration(kernel, n, k).items()): (n, k)
+            for n, k in product(powers, powers)
+            if k <= n
+        }
         yield from _cases(
             f"maps {kernel}",
             partial(run, kernel),
-            n=sizes_of(partial(mapping.configuration, kernel), 1024),
+            labels=list(sets.values()),
             layout=LAYOUTS,
             dtype=DTYPES,
             activation=["softmax", "sigmoid", "none"],

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,11 +214,15 @@ def _amd_bits(load: str) -> int:
 
 def reports(cases: Iterable[tuple[str, Callable[[], object]]]) -> Iterator[Report]:
     """Compile what the cases launch, each once for each target, in all cores."""
-    launches: dict[str, tuple[str, Launch]] = {}
+    found: dict[tuple[str, str], tuple[str, Launch, GPUTarget]] = {}
     for case, operation in cases:
-        for launch in launches_of(operation):
-            launches.setdefault(launch.key, (case, launch))
-    _work[:] = [(*launch, target) for launch in launches.values() for target in TARGETS]
+        for backend, version in (("cuda", None), ("hip", "as on AMD")):
+            with patch.object(torch.version, "hip", version):
+                launches = launches_of(operation)
+            for launch, target in product(launches, TARGETS):
+                if target.backend == backend:
+                    found.setdefault((launch.key, str(target)), (case, launch, target))
+    _work[:] = found.values()
     # Forked, the processes have the kernels, which cannot be sent to them.
     with get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
         yield from pool.imap(_report_at, range(len(_work)))

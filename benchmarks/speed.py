@@ -29,7 +29,7 @@ from common import Calls, ceilings, circumstances, interleave, machine, peak_meg
 from models import model_rows
 from peers.provider import Provider
 from rows import Row, all_rows
-from standing import OURS, is_ours, others, rows_of, standing
+from standing import OURS, ROW, is_ours, others, rows_of, standing
 from torch import Tensor
 
 from partlocal.kernels import KERNELS, runs_kernel
@@ -46,26 +46,28 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", default="", help="rows whose operation or shape holds this text")
     parser.add_argument("--output", type=Path, help="folder of speed.json")
+    parser.add_argument("--resume", action="store_true", help="go on with what is there")
     options = parser.parse_args()
     device, began = torch.device(options.device), time.perf_counter()
     torch.manual_seed(0)
-    report = circumstances(device)
-    top = ceilings(device, options.quick)
-    found: list[dict[str, Any]] = []
+    report = circumstances(device) | {"quick": options.quick}
     whole = not options.quick and not options.only
     results = ROOT / ("benchmarks/results" if whole else "runs/speed")
     folder = options.output or results / machine(device)
     folder.mkdir(parents=True, exist_ok=True)
+    before = earlier(folder / "speed.json", report) if options.resume else {}
+    top = before.get("ceilings") or ceilings(device, options.quick)
+    found: list[dict[str, Any]] = before.get("rows", [])
+    done = {tuple(result[x] for x in ROW) for result in found}
     print(*COLUMNS, sep="\t")
     for row in chain(all_rows(device, options.quick), model_rows(device, options.quick)):
-        if options.only not in f"{row.operation} {row.shape}":
+        if options.only not in f"{row.operation} {row.shape}" or identity(row) in done:
             continue
         for result in measure(row, device, top, options.quick):
             found.append(result)
             print(*(show(result.get(column)) for column in COLUMNS), sep="\t", flush=True)
         report |= {
-            "quick": options.quick,
-            "seconds": round(time.perf_counter() - began),
+            "seconds": before.get("seconds", 0) + round(time.perf_counter() - began),
             "ceilings": top,
             "summary": summarise(found, device),
             "rows": found,
@@ -73,6 +75,23 @@ def main() -> None:
         (folder / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
     print(*(f"{name}: {count}" for name, count in report["summary"].items()), sep="\n")
     print(f"{report['seconds']} s; written to {folder / 'speed.json'}")
+
+
+def earlier(path: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run that was cut off has left, if it ran under the same circumstances."""
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    changed = [key for key in report if found[key] != report[key] and key != "date"]
+    if changed:
+        raise SystemExit(f"--resume: {path} is of another {', '.join(changed)}: start anew")
+    return found
+
+
+def identity(row: Row) -> tuple[str, ...]:
+    """Return what tells a row from all others, as results hold it."""
+    dtype = str(row.inputs[0].dtype)[6:]
+    return row.operation, row.direction, row.shape, row.layout, dtype
 
 
 COLUMNS = (
@@ -95,7 +114,8 @@ def measure(
             notes[provider.name] = why
         else:
             ready[provider.name] = calls(provider, row)
-    times, graphs = interleave(ready, device, *((5, 0.1) if quick else (15, 1.0)))
+    seconds = 0.1 if quick or device.type == "cuda" else 1.0
+    times, graphs = interleave(ready, device, 5 if quick else 15, seconds)
     own = times.get(row.providers[0].name)
     size = row.values * row.inputs[0].element_size()
     dtype = str(row.inputs[0].dtype)[6:]
@@ -103,14 +123,7 @@ def measure(
     floor = max(size / top["copy_gb_s"] / 1e6, row.flops / matrix / 1e9)
     for provider in row.providers:
         name = provider.name
-        result = {
-            "operation": row.operation,
-            "direction": row.direction,
-            "shape": row.shape,
-            "layout": row.layout,
-            "dtype": dtype,
-            "provider": name,
-        }
+        result = dict(zip(ROW, identity(row), strict=True)) | {"provider": name}
         if name in notes:
             yield result | {"note": notes[name]}
             continue
@@ -140,8 +153,8 @@ def measure(
 
 
 def compiles(row: Row, quick: bool) -> bool:
-    """Tell whether compiled ways are run: always on a GPU, on a CPU for some shapes."""
-    return not quick and (row.compiled or row.inputs[0].is_cuda)
+    """Tell whether compiled ways are run: for some shapes, because it takes minutes."""
+    return not quick and row.compiled
 
 
 def calls(provider: Provider, row: Row) -> Calls:

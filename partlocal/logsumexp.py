@@ -77,8 +77,9 @@ def negative_logsumexp(
         recompute: `False` keeps the cosines for the backward (three matrix products, not four)
             where they take at most `KEEP_LIMIT` bytes; the kernel always recomputes.
         workspace: bytes a chunk of classes may take; None is 16 MiB, and 128 MiB on a GPU.
-        implementation: `"auto"` and `"torch"` are PyTorch; `"triton"` is the kernel, on a GPU, for
-            embeddings and weight in float32 or half precision.
+        implementation: `"torch"` is PyTorch; `"triton"` is the kernel, on a GPU, for embeddings
+            and weight in float32 or half precision; `"auto"` is the kernel on NVIDIA's GPUs,
+            unless the cosines are kept.
 
     Returns:
         N, -inf where there is no other class; and the cosine to the sample's own class.
@@ -103,12 +104,13 @@ def choose(
     implementation: Implementation = "auto",
 ) -> How:
     """Return how the sum is taken; see `negative_logsumexp`."""
-    kernel = runs_kernel(implementation, "negative_logsumexp", embeddings=x, weight=weight)
     dtype = accumulation_dtype(torch.promote_types(x.dtype, weight.dtype))
-    keep = not (recompute or kernel) and len(x) * len(weight) * dtype.itemsize <= KEEP_LIMIT
+    keep = not recompute and len(x) * len(weight) * dtype.itemsize <= KEEP_LIMIT
+    tensors = {"embeddings": x, "weight": weight}
+    kernel = runs_kernel(implementation, "negative_logsumexp", not keep, **tensors)
     if workspace is None:
         workspace = WORKSPACE if x.device.type == "cpu" else GPU_WORKSPACE
-    return How(scale, workspace, keep, kernel)
+    return How(scale, workspace, keep and not kernel, kernel)
 
 
 def negatives(

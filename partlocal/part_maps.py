@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from partlocal.kernels import Implementation, check_implementation, runs_kernel
+from partlocal.kernels import MAX_LABELS, Implementation, check_implementation, runs_kernel
 from partlocal.labels import Parts
 from partlocal.numerics import (
     EPS,
@@ -59,8 +59,8 @@ def part_maps(
         downsample: `"max"` (the paper, 4.7.3) or `"area"`; see `resize_maps`.
         norm_over: the norm runs over all n `"labels"`, before the selection. Over the selected
             `"parts"` alone, cells of pure background would be blown up to 1.
-        implementation: `"auto"` and `"torch"` are this definition; `"triton"` is its kernel, on a
-            GPU, for at most 1,024 labels in float32 or half precision.
+        implementation: `"torch"` is this definition; `"triton"` its kernel, on a GPU, for at most
+            1,024 labels in float32 or half precision; `"auto"` the kernel on NVIDIA's GPUs.
 
     Returns:
         maps, in the dtype of the logits (or autocast's), and the visibility of each part: the
@@ -80,7 +80,7 @@ def part_maps(
     indices = _check_inputs(logits, parts)
     size = side_or_size(size)
     check_downsample(downsample)
-    if runs_kernel(implementation, "part_maps", logits=logits):
+    if runs_kernel(implementation, "part_maps", logits.shape[1] <= MAX_LABELS, logits=logits):
         from partlocal.kernels.part_maps import maps_and_visibility  # noqa: PLC0415
 
         over_parts, dtype = norm_over == "parts", result_dtype(logits)

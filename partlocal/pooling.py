@@ -63,8 +63,8 @@ def part_mask_pool(
         min_visibility: parts below it are absent; 0 keeps all (the paper).
         area_threshold: the border of the area in `"mean"` and `"max"`.
         grid: (height, width) of the tokens; not for feature maps.
-        implementation: `"auto"` and `"torch"` are this definition; `"triton"` is its kernel, on a
-            GPU, for features in float32 or half precision.
+        implementation: `"torch"` is this definition; `"triton"` its kernel, on a GPU, for features
+            in float32 or half precision; `"auto"` the kernel on NVIDIA's GPUs.
 
     Returns:
         parts, in the dtype of the features (or autocast's), the mass (sum of the map over the

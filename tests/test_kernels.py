@@ -6,7 +6,7 @@ import jaxtyping
 import pytest
 import torch
 
-from partlocal import negative_logsumexp, part_maps, part_mask_pool, structure_correlation
+from partlocal import kernels, negative_logsumexp, part_maps, part_mask_pool, structure_correlation
 from partlocal.kernels import KERNELS, check_implementation, runs_kernel
 
 
@@ -23,16 +23,23 @@ def test_a_kernel_is_chosen_by_device_and_dtype(monkeypatch):
     """An object that says so stands for a tensor on a GPU."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
+    monkeypatch.setattr(kernels, "AVAILABLE", True)
+
     class OnGpu:
         device = torch.device("cuda:1")
         dtype = torch.bfloat16
+        is_cuda = True
 
     for operation in KERNELS:
         assert runs_kernel("triton", operation, parts=OnGpu())
-        assert not runs_kernel("auto", operation, parts=OnGpu())  # until kernels are measured
+        assert runs_kernel("auto", operation, parts=OnGpu())
+        assert not runs_kernel("torch", operation, parts=OnGpu())
+        assert not runs_kernel("auto", operation, fits=False, parts=OnGpu())
+        assert not runs_kernel("auto", operation, parts=OnGpu(), seen=torch.ones(1))
         OnGpu.dtype = torch.float64
         with pytest.raises(NotImplementedError, match="needs parts in float32, float16 or"):
             runs_kernel("triton", operation, parts=OnGpu())
+        assert not runs_kernel("auto", operation, parts=OnGpu())
         OnGpu.dtype = torch.bfloat16
 
 

@@ -42,8 +42,8 @@ def with_compiled(name: str, run: Callable[..., Tensor], temporaries: int = 0) -
 def own_providers(
     ours: Callable[[Implementation], Callable[..., Tensor]], device: torch.device
 ) -> list[Provider]:
-    """Return this library's ways: what `"auto"` takes, compiled too, and on a GPU its kernel."""
+    """Return this library's ways: what `"auto"` takes, compiled too, and on a GPU PyTorch's."""
     found = with_compiled(OURS, ours("auto"))
     if device.type == "cuda":
-        found.append(Provider(f"{OURS}, kernel", ours("triton")))
+        found.append(Provider(f"{OURS}, definition", ours("torch")))
     return found

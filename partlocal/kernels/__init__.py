@@ -1,6 +1,7 @@
 """Triton twins of the layers, one file per operation; the only place that imports triton."""
 
 import os
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -8,8 +9,12 @@ from torch import Tensor
 
 Implementation = Literal["auto", "torch", "triton"]
 
+MAX_LABELS, MAX_PARTS = 1024, 256  # that `part_maps` and `structure_correlation` take
+
 KERNELS = ("part_maps", "part_mask_pool", "structure_correlation", "negative_logsumexp")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+AVAILABLE = torch.version.cuda is not None and find_spec("triton") is not None
 
 # Triton reads it once, when a kernel is defined: it must be set before Python starts.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -35,12 +40,13 @@ def check_implementation(implementation: str, operation: str) -> None:
         )
 
 
-def runs_kernel(implementation: str, operation: str, **tensors: Tensor) -> bool:
+def runs_kernel(implementation: str, operation: str, fits: bool = True, **tensors: Tensor) -> bool:
     """Tell whether the kernel of `operation` runs on these tensors, by name, or its definition.
 
-    `"auto"` takes the definition on every device: no kernel has been measured on a GPU yet, and
-    one that was not is not preferred. So does `"triton"` while a model is exported, because an
-    exported program must run where this package is not installed.
+    `"auto"` takes the kernel on NVIDIA's GPUs, where it is the faster, and the definition on all
+    other devices, for dtypes without a kernel and where the kernel's limits are passed, `fits`.
+    While a model is exported it is always the definition, because an exported program must run
+    where this package is not installed.
 
     >>> runs_kernel("auto", "structure_correlation", parts=torch.ones(1, 6, 128))
     False
@@ -51,8 +57,11 @@ def runs_kernel(implementation: str, operation: str, **tensors: Tensor) -> bool:
             or a tensor is on another device than a GPU or of a dtype without kernel.
     """
     check_implementation(implementation, operation)
-    if implementation != "triton" or torch.compiler.is_exporting():
+    if implementation == "torch" or torch.compiler.is_exporting():
         return False
+    if implementation == "auto":
+        given = tensors.values()
+        return AVAILABLE and fits and all(x.is_cuda and x.dtype in DTYPES for x in given)
     for name, tensor in tensors.items():
         if tensor.device.type != ("cpu" if INTERPRETED else "cuda"):
             raise NotImplementedError(

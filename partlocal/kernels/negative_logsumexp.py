@@ -22,12 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 from partlocal.kernels import INTERPRETED
-from partlocal.kernels.registration import LAUNCH, device_of, power_of_two
+from partlocal.kernels.registration import LARGE, LAUNCH, device_of, power_of_two
 from partlocal.numerics import NULL
 
 PROGRAMS = 528  # four for each multiprocessor of a large GPU
-# A tile of products takes half of all registers, and what reads it as many again.
-LARGE = LAUNCH | {key: 255 for key in LAUNCH if key == "maxnreg"}
 
 
 @triton.jit
@@ -152,11 +150,15 @@ def configuration(kernel: str, b: int, half: bool = False, ahead: bool = True) -
     """
     if kernel == "rows":
         return {"BLOCK_V": 8, "BLOCK_D": 128, "num_warps": 4, **LAUNCH}
-    wide = half and ahead
-    block_b = power_of_two(b, 16, 128 if wide else 64)
-    blocks = {"BLOCK_B": block_b, "BLOCK_V": 128 if wide else 64, "BLOCK_D": 64 if wide else 32}
-    warps = 8 if block_b > 16 else 4
-    return blocks | {"num_warps": warps, "num_stages": 3 if ahead else 1, **LARGE}
+    # The fastest on an H200 at 1,024 samples of those that spill no register on any target.
+    most, block_v, block_d, warps, stages = 64, 64, 16, 8, 1
+    if ahead:
+        most, block_v, block_d, warps, stages = (
+            (128, 128, 32, 4, 4) if half else (128, 64, 32, 8, 3)
+        )
+    block_b = power_of_two(b, 16, most)
+    blocks = {"BLOCK_B": block_b, "BLOCK_V": block_v, "BLOCK_D": block_d}
+    return blocks | {"num_warps": warps if block_b > 16 else 4, "num_stages": stages, **LARGE}
 
 
 def sums(x: Tensor, weight: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -229,7 +231,8 @@ def _tiles(x: Tensor, weight: Tensor) -> tuple[dict[str, object], dict[str, int]
     half = x.dtype == weight.dtype != torch.float32
     ahead = weight.stride(1) == 1 and weight.stride(0) % 8 == 0 and weight.data_ptr() % 16 == 0
     fast = torch.get_float32_matmul_precision() != "highest" and not torch.version.hip
-    precision = "tf32" if fast and not half else "ieee"
+    exact = "ieee" if half or torch.version.hip else "tf32x3"  # as good as float32, and faster
+    precision = "tf32" if fast and not half else exact
     # Triton's interpreter multiplies bfloat16 wrongly.
     how = {"UPCAST": not half or INTERPRETED, "PRECISION": precision}
     return how, configuration("tile", len(x), half, ahead and weight.shape[1] % 8 == 0)

@@ -25,11 +25,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from partlocal.kernels.registration import LAUNCH, device_of, power_of_two
+from partlocal.kernels.registration import LARGE, LAUNCH, device_of, power_of_two
 
-# Below so many programs the cells are shared out: about two for each multiprocessor of an H100.
+# Below so many programs the cells are shared out: about one for each multiprocessor of an H200.
 # A constant, because the number of shares decides the order of the sum.
-PROGRAMS = 256
+PROGRAMS = 128
+SPREAD_PROGRAMS = 2048  # that keep it busy with writing
 
 
 @triton.jit
@@ -56,11 +57,47 @@ def _scale_of(mass, count, seen, min_visibility, MODE: tl.constexpr, NORMALIZE: 
 
 
 @triton.jit
+def _add_product(left, right, total, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
+    """Add left @ right to `total`.
+
+    TF32 holds half precision; what it does not hold, SPLIT, comes as two numbers that it does: 22
+    bits of 24.
+    """
+    if PRECISION == "tf32" and SPLIT == "left":
+        high = (left.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        total = tl.dot(left - high, right, total, input_precision="tf32")
+        left = high
+    if PRECISION == "tf32" and SPLIT == "right":
+        high = (right.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        total = tl.dot(left, right - high, total, input_precision="tf32")
+        right = high
+    return tl.dot(left, right, total, input_precision=PRECISION)
+
+
+@triton.jit
+def _better_of(tile, area, ps, total, cell):
+    """Return the maximum under each part so far, and its cell, of each lane."""
+    # The sum hides what is outside; infinity stands for NaN, which a maximum passes over.
+    hidden = tl.where(area, 0.0, float("-inf"))
+    under = tl.minimum(tile, float("inf"))[None, :, :] + hidden[:, None, :]
+    better = under > total  # not >=: the first of equals
+    return tl.where(better, under, total), tl.where(better, ps[None, None, :], cell)
+
+
+@triton.jit
+def _best_of_lanes(total, cell, cells):
+    """Return maxima and their cells as [channels, parts], the first of equals."""
+    best = tl.max(total, 2)
+    first = tl.min(tl.where(total == best[:, :, None], cell, cells), 2)
+    return tl.trans(best), tl.trans(first)
+
+
+@triton.jit
 def pool_kernel(
     features, maps, seen, total_out, cell_out, mass_out, count_out,
     k, c, cells, width, splits, span, f_b, f_c, f_h, f_w, m_b, m_k, m_h, m_w,
     min_visibility, threshold, MODE: tl.constexpr, NORMALIZE: tl.constexpr, FINISH: tl.constexpr,
-    FLAT_F: tl.constexpr, FLAT_M: tl.constexpr,
+    FLAT_F: tl.constexpr, FLAT_M: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Pool a share of the cells; the grid is (b * splits, blocks of channels, blocks of parts).
@@ -74,10 +111,13 @@ def pool_kernel(
     features += image * f_b
     channels = cs.to(tl.int64) * f_c
     maps += image * m_b + ks.to(tl.int64)[:, None] * m_k
-    total = tl.full([BLOCK_K, BLOCK_C], float("-inf") if MODE == "max" else 0.0, tl.float32)
-    cell = tl.zeros([BLOCK_K, BLOCK_C], tl.int32)
     masses = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
     counts = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
+    if MODE == "max":  # of each lane; the lanes are compared after the loop
+        total = tl.full([BLOCK_K, BLOCK_C, BLOCK_P], float("-inf"), tl.float32)
+        cell = tl.zeros([BLOCK_K, BLOCK_C, BLOCK_P], tl.int32)
+    else:
+        total = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
     for start in range(split * span, tl.minimum(split * span + span, cells), BLOCK_P):
         ps = start + tl.arange(0, BLOCK_P)
         inside = ps < cells
@@ -91,26 +131,24 @@ def pool_kernel(
             weight = area.to(tl.float32)
             counts += weight
         if MODE == "max":
-            tile = tl.where(tile != tile, float("inf"), tile)  # a maximum passes NaN over
-            under = tl.where(area[:, None, :], tile[None, :, :], float("-inf"))
-            best, found = tl.max(under, 2, return_indices=True, return_indices_tie_break_left=True)
-            better = best > total  # not >=: the first of equals
-            total = tl.where(better, best, total)
-            cell = tl.where(better, found + start, cell)
+            total, cell = _better_of(tile, area, ps, total, cell)
+        elif MODE == "mean":
+            total = tl.dot(tile, tl.trans(weight), total, input_precision=PRECISION)
         else:
-            total = tl.dot(weight, tl.trans(tile), total, input_precision="ieee")
+            total = _add_product(tile, tl.trans(weight), total, "right", PRECISION)
     # Once, after the loop: Triton 3.8 fails on a sum of loaded values in it that is used twice.
     mass, count = tl.sum(masses, 1), tl.sum(counts, 1)
-    write = (ks < k)[:, None] & (cs < c)[None, :]
+    write = (cs < c)[:, None] & (ks < k)[None, :]
     if MODE == "max":
+        total, cell = _best_of_lanes(total, cell, cells)
         endless = (total == float("inf")) & write
-        place = features + channels[None, :] + _cells(cell, width, f_h, f_w, FLAT_F)
+        place = features + channels[:, None] + _cells(cell, width, f_h, f_w, FLAT_F)
         total = tl.where(endless, tl.load(place, mask=endless, other=0).to(tl.float32), total)
     if FINISH:
         visible = tl.load(seen + image * k + ks, mask=ks < k, other=0)
         count = _scale_of(mass, count, visible, min_visibility, MODE, NORMALIZE)
-        total = tl.where(count[:, None] != 0, total, 0.0) * count[:, None]
-    at = (row * k + ks)[:, None] * c + cs[None, :]
+        total = tl.where(count[None, :] != 0, total, 0.0) * count[None, :]
+    at = (row * k + ks)[None, :] * c + cs[:, None]
     tl.store(total_out + at, total, mask=write)
     if MODE == "max":
         tl.store(cell_out + at, cell, mask=write)
@@ -157,41 +195,47 @@ def finish_kernel(
 
 @triton.jit
 def spread_kernel(
-    sums, maps, cells_of, out, k, c, cells, width, blocks, o_b, o_c, o_p, m_b, m_k, m_h, m_w,
-    FROM_CELLS: tl.constexpr, FLAT_M: tl.constexpr,
+    sums, maps, cells_of, out, k, c, cells, width, blocks, share, o_b, o_c, o_p,
+    m_b, m_k, m_h, m_w,
+    FROM_CELLS: tl.constexpr, FLAT_M: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Write sum_k W[k,p] S[k,c] for a block; the grid is (b * blocks of cells, of channels).
+    """Write sum_k W[k,p] S[k,c] for some cells; the grid is (b * blocks of cells, shares of c).
 
     FROM_CELLS: W[k,p] is 1 where `cells_of[k,c]` is p, as the maximum needs it.
     """
     row = tl.program_id(0).to(tl.int64)
     image, ps = row // blocks, (row % blocks).to(tl.int32) * BLOCK_P + tl.arange(0, BLOCK_P)
-    cs = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    if FROM_CELLS:
-        for part in range(k):
-            at = (image * k + part) * c + cs
-            value = tl.load(sums + at, mask=cs < c, other=0)
-            cell = tl.load(cells_of + at, mask=cs < c, other=0)
-            total += tl.where(cell[:, None] == ps[None, :], value[:, None], 0.0)
-    else:
-        place = maps + image * m_b + _cells(ps, width, m_h, m_w, FLAT_M)[None, :]
-        for start in range(0, k, BLOCK_K):
-            ks = start + tl.arange(0, BLOCK_K)
-            at = (image * k + ks)[None, :] * c + cs[:, None]
-            value = tl.load(sums + at, mask=(ks < k)[None, :] & (cs < c)[:, None], other=0)
-            mask = (ks < k)[:, None] & (ps < cells)[None, :]
-            weight = tl.load(place + ks.to(tl.int64)[:, None] * m_k, mask=mask, other=0)
-            total = tl.dot(value, weight.to(tl.float32), total, input_precision="ieee")
-    at = image * o_b + cs.to(tl.int64)[:, None] * o_c + ps.to(tl.int64)[None, :] * o_p
-    tl.store(out + at, total, mask=(cs < c)[:, None] & (ps < cells)[None, :])
+    sums += image * k * c
+    cells_of += image * k * c
+    maps += image * m_b + _cells(ps, width, m_h, m_w, FLAT_M)[None, :]
+    out += image * o_b + ps.to(tl.int64)[None, :] * o_p
+    first = tl.program_id(1) * share
+    for channel in range(first, tl.minimum(first + share, c), BLOCK_C):
+        cs = channel + tl.arange(0, BLOCK_C)
+        total = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+        if FROM_CELLS:
+            for part in range(k):
+                value = tl.load(sums + part * c + cs, mask=cs < c, other=0)
+                cell = tl.load(cells_of + part * c + cs, mask=cs < c, other=0)
+                total += tl.where(cell[:, None] == ps[None, :], value[:, None], 0.0)
+        else:
+            for start in range(0, k, BLOCK_K):
+                ks = start + tl.arange(0, BLOCK_K)
+                mask = (ks < k)[None, :] & (cs < c)[:, None]
+                value = tl.load(sums + ks[None, :] * c + cs[:, None], mask=mask, other=0)
+                mask = (ks < k)[:, None] & (ps < cells)[None, :]
+                weight = tl.load(maps + ks.to(tl.int64)[:, None] * m_k, mask=mask, other=0)
+                weight = weight.to(tl.float32)
+                total = tl.dot(value, weight, total, input_precision=PRECISION)
+        at = cs.to(tl.int64)[:, None] * o_c
+        tl.store(out + at, total, mask=(cs < c)[:, None] & (ps < cells)[None, :])
 
 
 @triton.jit
 def product_kernel(
     sums, features, out, k, c, cells, width, blocks, f_b, f_c, f_h, f_w,
-    FLAT_F: tl.constexpr,
+    FLAT_F: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Write sum_c S[k,c] F[c,p] for a block; the grid is (b * blocks of cells, of parts)."""
@@ -205,35 +249,47 @@ def product_kernel(
         at = (image * k + ks)[:, None] * c + cs[None, :]
         value = tl.load(sums + at, mask=(ks < k)[:, None] & (cs < c)[None, :], other=0)
         mask = (cs < c)[:, None] & (ps < cells)[None, :]
-        tile = tl.load(place + cs.to(tl.int64)[:, None] * f_c, mask=mask, other=0)
-        total = tl.dot(value, tile.to(tl.float32), total, input_precision="ieee")
+        tile = tl.load(place + cs.to(tl.int64)[:, None] * f_c, mask=mask, other=0).to(tl.float32)
+        total = _add_product(value, tile, total, "left", PRECISION)
     at = (image * k + ks)[:, None] * cells + ps[None, :]
     tl.store(out + at, total, mask=(ks < k)[:, None] & (ps < cells)[None, :])
 
 
-def configuration(kernel: str, k: int = 1, regular: bool = True) -> dict[str, int]:
+def configuration(
+    kernel: str, k: int = 1, regular: bool = True, last: bool = False
+) -> dict[str, int]:
     """Return the blocks and warps of a kernel for k parts.
 
     Args:
         kernel: `"sum"` (the mean too), `"max"`, `"finish"`, `"spread"` or `"product"`.
         regular: whether what is read lies so that a thread may load 16 bytes at once.
+        last: whether the channels of a cell lie side by side.
     """
-    # Chosen so that no register spills (the products of 16-bit inputs take most of them), and not
-    # by time: tests/kernels/test_compilation.py holds them to it. Channels and cells do not choose:
-    # fewer than a block are too few to matter, and each set is compiled for every GPU.
+    # The fastest for FSENet on an H200 that spill no register: benchmarks/tune.py. Channels and
+    # cells do not choose, as each set of blocks is compiled for every GPU.
     if kernel == "finish":
         return {"BLOCK_C": 128, "num_warps": 4, **LAUNCH}
-    most_k, block_c, block_p = {
-        "sum": (32, 32, 32 if k <= 16 else 16),
-        "max": (8, 16, 32),  # a tile of parts x channels x cells
-        "spread": (16, 64, 64),
-        "product": (32, 16, 64),
+    least, most, block_c, block_p, warps = {
+        "sum": (8, 32, 64, 64, 4),
+        "max": (1, 2, 16, 32, 2),  # a tile of parts x channels x cells
+        "spread": (16, 32, 32, 64, 4),
+        "product": (16, 32, 32, 64, 4),
     }[kernel]
-    least = 1 if kernel == "max" else 16  # what a matrix product takes
-    blocks = {"BLOCK_K": power_of_two(k, least, most_k), "BLOCK_C": block_c, "BLOCK_P": block_p}
-    # To load ahead number by number takes more registers than there are.
-    stages = {} if regular or kernel == "max" else {"num_stages": 1}
-    return {**blocks, "num_warps": 8 if kernel == "spread" else 4, **stages, **LAUNCH}
+    if last and kernel != "product":
+        block_c, block_p = {"sum": (128, 32), "max": (64, 8), "spread": (64, 32)}[kernel]
+    blocks = {"BLOCK_K": power_of_two(k, least, most), "BLOCK_C": block_c, "BLOCK_P": block_p}
+    stages = {}
+    if not regular and kernel != "max":
+        # To load ahead number by number takes more registers than there are.
+        blocks["BLOCK_P"], stages = 32, {"num_stages": 1}
+    return {**blocks, "num_warps": warps, **stages, **(LAUNCH if kernel == "max" else LARGE)}
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """Return how products with features in `dtype` keep the accuracy of float32."""
+    if torch.version.hip:
+        return "ieee"
+    return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 class _Grid(NamedTuple):
@@ -261,7 +317,8 @@ def _pool(
     b, c, h, w = features.shape
     k = maps.shape[1]
     feature_grid, map_grid = _grid_of(features), _grid_of(maps)
-    blocks = configuration("max" if mode == "max" else "sum", k, feature_grid.regular)
+    last = is_channels_last(features)
+    blocks = configuration("max" if mode == "max" else "sum", k, feature_grid.regular, last)
     tiles = triton.cdiv(c, blocks["BLOCK_C"]), triton.cdiv(k, blocks["BLOCK_K"])
     steps = triton.cdiv(h * w, blocks["BLOCK_P"])
     span = triton.cdiv(steps, min(steps, triton.cdiv(PROGRAMS, b * tiles[0] * tiles[1])))
@@ -284,7 +341,8 @@ def _pool(
             features, maps, given, *outputs, k, c, h * w, w, splits, span * blocks["BLOCK_P"],
             *feature_grid.strides, *map_grid.strides, min_visibility, threshold,
             MODE=mode, NORMALIZE=normalize, FINISH=finish,
-            FLAT_F=feature_grid.flat, FLAT_M=map_grid.flat, **blocks,
+            FLAT_F=feature_grid.flat, FLAT_M=map_grid.flat, PRECISION=_precision(features.dtype),
+            **blocks,
         )  # fmt: skip
         if splits > 1 and seen is not None:
             blocks = configuration("finish")
@@ -351,7 +409,7 @@ def part_products(sums: Tensor, features: Tensor) -> Tensor:
     with device_of(features):
         product_kernel[(b * steps, triton.cdiv(k, blocks["BLOCK_K"]))](
             sums.contiguous(), features, out, k, c, h * w, w, steps, *grid.strides,
-            FLAT_F=grid.flat, **blocks,
+            FLAT_F=grid.flat, PRECISION=_precision(features.dtype), **blocks,
         )  # fmt: skip
     return out
 
@@ -404,14 +462,19 @@ def _like_features(
 
 def _spread(sums: Tensor, weights: Tensor, cell: Tensor, out: Tensor, grid: _Grid | None) -> None:
     (b, c, h, w), k = out.shape, sums.shape[1]
-    blocks = configuration("spread", k, grid is None or grid.regular)
-    steps = triton.cdiv(h * w, blocks["BLOCK_P"])
+    last = is_channels_last(out)
+    blocks = configuration("spread", k, grid is None or grid.regular, last)
+    steps, tiles = triton.cdiv(h * w, blocks["BLOCK_P"]), triton.cdiv(c, blocks["BLOCK_C"])
+    # As many channels a program as keep the GPU busy: what a cell has under maps is read once.
+    each = max(1, tiles * b * steps // SPREAD_PROGRAMS)
     strides = (0, 0, 0, 0) if grid is None else grid.strides
+    precision = _precision(torch.float32 if out.dtype == torch.float16 else out.dtype)
     with device_of(sums):
-        spread_kernel[(b * steps, triton.cdiv(c, blocks["BLOCK_C"]))](
+        spread_kernel[(b * steps, triton.cdiv(tiles, each))](
             sums.contiguous(), weights, cell.contiguous(), out, k, c, h * w, w, steps,
-            out.stride(0), out.stride(1), 1 if out.stride(1) != 1 else c, *strides,
-            FROM_CELLS=grid is None, FLAT_M=grid is None or grid.flat, **blocks,
+            each * blocks["BLOCK_C"], out.stride(0), out.stride(1),
+            1 if out.stride(1) != 1 else c, *strides, FROM_CELLS=grid is None,
+            FLAT_M=grid is None or grid.flat, PRECISION=precision, **blocks,
         )  # fmt: skip
 
 

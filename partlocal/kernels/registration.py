@@ -9,8 +9,9 @@ from torch import Tensor
 # The default of fusion differs between versions of Triton. Without a limit NVIDIA's assembler
 # settles for few registers and spills a number or two; AMD's has no such option.
 LAUNCH: dict[str, int] = {"enable_fp_fusion": True}
+LARGE = dict(LAUNCH)  # for products of tiles, which take half of all registers
 if not torch.version.hip:
-    LAUNCH["maxnreg"] = 128
+    LAUNCH["maxnreg"], LARGE["maxnreg"] = 128, 255
 
 
 def device_of(tensor: Tensor) -> AbstractContextManager:

@@ -20,10 +20,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from partlocal.kernels import MAX_PARTS
 from partlocal.kernels.registration import LAUNCH, derive, device_of, power_of_two
 from partlocal.numerics import NULL
 
-MAX_PARTS = 256
 LEAST = tl.constexpr(NULL**2)  # squared length of a part that has a direction
 
 
@@ -37,7 +37,6 @@ def _pairs_of(
     squared = tl.zeros([BLOCK_K], tl.float32)
     product = tl.zeros([BLOCK_K], tl.float32)
     energy = tl.zeros([BLOCK_K], tl.float32)
-    own_energy = tl.zeros([1], tl.float32)
     for start in range(0, c, BLOCK_C):
         cs = start + tl.arange(0, BLOCK_C)
         columns = cs.to(tl.int64)[None, :] * stride_c
@@ -51,7 +50,8 @@ def _pairs_of(
         squared += tl.sum(apart * apart, 1)
         product += tl.sum(own * other, 1)
         energy += tl.sum(other * other, 1)
-        own_energy += tl.sum(own * own, 1)
+    # Taken from all, not summed alone: a pair has the same bits in both rows.
+    own_energy = tl.sum(tl.where(js == i, energy, 0.0)[None, :], 1)
     pair = (js < k) & (js != i)
     if SEEN:
         # Not `>`, which is False for NaN: it must show up and not be an absence.

@@ -149,9 +149,18 @@ def test_extremes(data, device):
 @pytest.mark.parametrize("downsample", ["max", "area"])
 @pytest.mark.parametrize(("labels", "old"), [(40, 32), (3, 128)])
 def test_a_row_of_several_blocks(downsample, labels, old, device):
-    """28 cells, also of the paper's width; 40 labels leave 8 cells a program."""
+    """28 cells, also of the paper's width, and a cell wider than a block of pixels."""
     logits = draw(1, labels, 9, old).to(device).requires_grad_()
-    check_all(logits, False, parts=(2, 0), size=(2, 28), downsample=downsample)
+    for size in ((2, 28), (2, 3), (1, 1)):
+        check_all(logits, False, parts=(2, 0), size=size, downsample=downsample)
+
+
+@pytest.mark.parametrize("downsample", ["max", "area"])
+@pytest.mark.parametrize(("labels", "parts"), [(20, 9), (70, 2), (300, 40)])
+def test_many_labels(downsample, labels, parts, device):
+    """More parts than the smallest tile holds, and tiles that several warps share."""
+    logits = draw(1, labels, 7, 5).to(device).requires_grad_()
+    check_all(logits, False, parts=range(parts), size=(3, 2), downsample=downsample)
 
 
 def test_hand_worked(device):
