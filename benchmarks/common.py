@@ -17,7 +17,7 @@ import torch
 
 STOP_AT = 5  # a provider that takes so many times the fastest one's time is run no more
 LOOKS = 3  # runs after which that is decided
-FEWEST, PATIENCE = 7, 60.0  # runs that are enough where they have taken so many seconds
+FEWEST, PATIENCE = 7, {"cpu": 60.0, "cuda": 4.0}  # runs that are enough after so many seconds
 LONG = 100.0  # milliseconds after which it does not matter what the caches held before
 
 Calls = Sequence[Callable[[], object]]
@@ -45,7 +45,7 @@ def interleave(
     names, order, began = list(ready), random.Random(0), time.perf_counter()
     for turn in range(10 * runs):
         spent = time.perf_counter() - began
-        if (turn >= runs and spent > seconds) or (turn >= FEWEST and spent > PATIENCE):
+        if (turn >= runs and spent > seconds) or (turn >= FEWEST and spent > PATIENCE[device.type]):
             break
         if turn == LOOKS:
             middle = {name: statistics.median(times[name]) for name in names}
@@ -55,12 +55,12 @@ def interleave(
             calls, _ = ready[name]
             if device.type == "cpu" and (not times[name] or times[name][-1] < LONG):
                 calls[0]()  # or the caches would be as the one before left them
-            times[name].append(_one(calls, device))
+            times[name].append(_one(calls, device, len(functions[name])))
     return times, {name: graph for name, (_, graph) in ready.items()}
 
 
-def _one(calls: Calls, device: torch.device) -> float:
-    """Return the milliseconds of one call, over all of them."""
+def _one(calls: Calls, device: torch.device, count: int) -> float:
+    """Return the milliseconds of one of `count` calls, which `calls` make."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -68,34 +68,33 @@ def _one(calls: Calls, device: torch.device) -> float:
             call()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / len(calls)
+        return start.elapsed_time(end) / count
     began = time.perf_counter()
     for call in calls:
         call()
-    return 1e3 * (time.perf_counter() - began) / len(calls)
+    return 1e3 * (time.perf_counter() - began) / count
 
 
 def _captured(calls: Calls, device: torch.device, pool: Any) -> tuple[Calls, bool]:
-    """Warm up; on a GPU return the replays of CUDA graphs where the function can be captured.
+    """Warm up; on a GPU return the replay of all calls where they can be captured.
 
-    The graphs share their memory: nobody reads what one of them leaves.
+    One graph holds all: between two graphs a GPU waits as long as a small kernel takes. The graphs
+    share their memory: nobody reads what one of them leaves.
     """
     for _ in range(3 if device.type == "cuda" else 1):  # a graph is captured after warming up
         calls[0]()
     if device.type != "cuda":
         return calls, False
     torch.cuda.synchronize(device)
-    replays = []
+    graph = torch.cuda.CUDAGraph()
     try:
-        for call in calls:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool):
+            for call in calls:
                 call()
-            replays.append(graph.replay)
     except RuntimeError:  # such as a copy from the host, which no graph holds
         torch.cuda.synchronize(device)
         return calls, False
-    return replays, True
+    return [graph.replay], True
 
 
 def peak_megabytes(function: Callable[[], object], device: torch.device) -> float | None:

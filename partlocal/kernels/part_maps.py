@@ -27,11 +27,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from partlocal.kernels import MAX_LABELS
 from partlocal.kernels.registration import LAUNCH, derive, device_of, power_of_two
 from partlocal.numerics import EPS
 from partlocal.resize import area_weights
 
-MAX_LABELS = 1024
 SMALL, SMALL_SQUARE = tl.constexpr(EPS), tl.constexpr(EPS**2)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -130,14 +130,14 @@ def maps_kernel(  # noqa: PLR0915
     logits, labels, maps, cell_out, peak_out, peak_at_out,
     n, k, height, width, h, w, blocks, each, bin_width, l_b, l_n, l_h, l_w,
     ACTIVATION: tl.constexpr, NORM: tl.constexpr, OVER_PARTS: tl.constexpr, MAX: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_X: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_X: tl.constexpr, CELLS: tl.constexpr,
 ):  # fmt: skip
     """Fill `each` cells of a row; the grid is (b * h * blocks of cells,)."""
     program = tl.program_id(0).to(tl.int64)
     image, of_image = program // (h * blocks), (program % (h * blocks)).to(tl.int32)
     i, begin = of_image // blocks, (of_image % blocks) * each
     ns, ks, columns = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_X)
-    js, end = begin + columns, tl.minimum(begin + each, w)
+    js, end = begin + tl.arange(0, CELLS), tl.minimum(begin + each, w)
     label, other, no_part, no_other = _labels(labels, ks, ns, k, n)
     top, bottom = i * height // h, ((i + 1) * height + h - 1) // h
     start, stop = begin * width // w, (end * width + w - 1) // w
@@ -168,15 +168,15 @@ def maps_kernel(  # noqa: PLR0915
                 beside = tl.where(x0 + columns < stop, beside, 0.0)
                 best += a * tl.where(wide, share * beside, share)[None, :]
 
-    total = tl.full([BLOCK_K, BLOCK_X], float("-inf") if MAX else 0.0, tl.float32)
-    cell = tl.zeros([BLOCK_K, BLOCK_X], tl.int32)
+    total = tl.full([BLOCK_K, CELLS], float("-inf") if MAX else 0.0, tl.float32)
+    cell = tl.zeros([BLOCK_K, CELLS], tl.int32)
     if MAX:
         best = _nan_as_infinity(best)
     first, last = js * width // w - start, ((js + 1) * width + w - 1) // w - start
     last = tl.minimum(last, BLOCK_X) - 1
     for right_of in range(tl.minimum(bin_width, BLOCK_X)):
         column = tl.minimum(first + right_of, last)
-        index = tl.broadcast_to(column[None, :], [BLOCK_K, BLOCK_X])
+        index = tl.broadcast_to(column[None, :], [BLOCK_K, CELLS])
         value = tl.gather(best, index, 1)
         if MAX:
             pixel = tl.gather(best_at, index, 1)
@@ -203,16 +203,22 @@ def maps_kernel(  # noqa: PLR0915
 
 
 @triton.jit
-def peaks_kernel(peaks, ats, peak_out, at_out, k, shares, BLOCK_K: tl.constexpr):
-    """Combine the peaks that the programs of one image found; the grid is (b,)."""
+def peaks_kernel(
+    peaks, ats, peak_out, at_out, k, shares, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr
+):
+    """Combine the peaks that the programs of one image found; the grid is (b, blocks of parts)."""
     image = tl.program_id(0).to(tl.int64)
-    ks = tl.arange(0, BLOCK_K)
+    ks = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     peak = tl.full([BLOCK_K], -(2**31), tl.int32)
-    at = tl.zeros([BLOCK_K], tl.int32)
-    for share in range(shares):
-        place = (image * shares + share) * k + ks
-        value = tl.load(peaks + place, mask=ks < k, other=0)
-        where = tl.load(ats + place, mask=ks < k, other=0)
+    at = tl.full([BLOCK_K], 2**31 - 1, tl.int32)
+    for start in range(0, shares, BLOCK_S):
+        share = start + tl.arange(0, BLOCK_S)
+        place = (image * shares + share.to(tl.int64))[:, None] * k + ks[None, :]
+        mask = (share < shares)[:, None] & (ks < k)[None, :]
+        values = tl.load(peaks + place, mask=mask, other=-(2**31))
+        places = tl.load(ats + place, mask=mask, other=2**31 - 1)
+        value = tl.max(values, 0)
+        where = tl.min(tl.where(values == value[None, :], places, 2**31 - 1), 0)
         better = (value > peak) | ((value == peak) & (where < at))
         peak, at = tl.where(better, value, peak), tl.where(better, where, at)
     peak = (peak ^ ((peak >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
@@ -312,11 +318,10 @@ def configuration(kernel: str, n: int, k: int = 1) -> dict[str, int]:
     """Return the blocks and warps for n labels, of which k are selected.
 
     Args:
-        kernel: `"forward"`, `"backward"`, or `"peaks"`, whose labels are the selected ones.
+        kernel: `"forward"`, `"backward"` or `"peaks"`.
     """
     if kernel == "peaks":
-        block_k = power_of_two(n, 32, MAX_LABELS)
-        return {"BLOCK_K": block_k, "num_warps": max(block_k // 128, 1), **LAUNCH}
+        return {"BLOCK_K": 8, "BLOCK_S": 32, "num_warps": 1, **LAUNCH}
     # Few sets, as each is compiled for every GPU. A warp holds all labels of its pixels, but for
     # many; the gradient has more numbers for each part, and half the pixels.
     most = n - k if k <= 8 else max(k, n - k)
@@ -369,9 +374,13 @@ def maps_and_peaks(
         maps_kernel[(b * h * steps,)](
             logits, order, maps, cell, shares, ats,
             n, k, height, width, h, w, steps, each, _covering(w, width), *logits.stride(),
-            ACTIVATION=activation, NORM=norm, OVER_PARTS=over_parts, MAX=use_max, **blocks,
+            ACTIVATION=activation, NORM=norm, OVER_PARTS=over_parts, MAX=use_max,
+            CELLS=power_of_two(each, 1, blocks["BLOCK_X"]), **blocks,
         )  # fmt: skip
-        peaks_kernel[(b,)](shares, ats, peak, peak_at, k, h * steps, **configuration("peaks", k))
+        blocks = configuration("peaks", n)
+        peaks_kernel[(b, triton.cdiv(k, blocks["BLOCK_K"]))](
+            shares, ats, peak, peak_at, k, h * steps, **blocks
+        )
     return maps, cell, peak, peak_at
 
 

@@ -30,7 +30,7 @@ from partlocal.kernels.registration import LARGE, LAUNCH, device_of, power_of_tw
 # Below so many programs the cells are shared out: about one for each multiprocessor of an H200.
 # A constant, because the number of shares decides the order of the sum.
 PROGRAMS = 128
-SPREAD_PROGRAMS = 2048  # that keep it busy with writing
+SPREAD_PROGRAMS = 1024  # that keep it busy with writing
 
 
 @triton.jit
@@ -77,11 +77,9 @@ def _add_product(left, right, total, SPLIT: tl.constexpr, PRECISION: tl.constexp
 @triton.jit
 def _better_of(tile, area, ps, total, cell):
     """Return the maximum under each part so far, and its cell, of each lane."""
-    # The sum hides what is outside; infinity stands for NaN, which a maximum passes over.
-    hidden = tl.where(area, 0.0, float("-inf"))
-    under = tl.minimum(tile, float("inf"))[None, :, :] + hidden[:, None, :]
-    better = under > total  # not >=: the first of equals
-    return tl.where(better, under, total), tl.where(better, ps[None, None, :], cell)
+    tile = tl.minimum(tile, float("inf"))[None, :, :]  # which passes NaN over, in one instruction
+    better = area[:, None, :] & (tile > total)  # not >=: the first of equals
+    return tl.where(better, tile, total), tl.where(better, ps[None, None, :], cell)
 
 
 @triton.jit
@@ -100,17 +98,22 @@ def pool_kernel(
     FLAT_F: tl.constexpr, FLAT_M: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Pool a share of the cells; the grid is (b * splits, blocks of channels, blocks of parts).
+    """Pool a share of the cells; the grid is (b * splits * blocks of parts, blocks of channels).
+
+    Programs of one share follow each other: what the first has read, the caches hold for the rest.
 
     With FINISH there is one share, and `count_out` takes the scale.
     """
-    row = tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(k, BLOCK_K)
+    row = tl.program_id(0).to(tl.int64) // tiles
     image, split = row // splits, (row % splits).to(tl.int32)
     cs = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    ks = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
+    ks = tl.program_id(0) % tiles * BLOCK_K + tl.arange(0, BLOCK_K)
     features += image * f_b
     channels = cs.to(tl.int64) * f_c
     maps += image * m_b + ks.to(tl.int64)[:, None] * m_k
+    if FINISH:
+        visible = tl.load(seen + image * k + ks, mask=ks < k, other=0)
     masses = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
     counts = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
     if MODE == "max":  # of each lane; the lanes are compared after the loop
@@ -145,7 +148,6 @@ def pool_kernel(
         place = features + channels[:, None] + _cells(cell, width, f_h, f_w, FLAT_F)
         total = tl.where(endless, tl.load(place, mask=endless, other=0).to(tl.float32), total)
     if FINISH:
-        visible = tl.load(seen + image * k + ks, mask=ks < k, other=0)
         count = _scale_of(mass, count, visible, min_visibility, MODE, NORMALIZE)
         total = tl.where(count[None, :] != 0, total, 0.0) * count[None, :]
     at = (row * k + ks)[None, :] * c + cs[:, None]
@@ -194,15 +196,23 @@ def finish_kernel(
 
 
 @triton.jit
+def _rows_of(place, ks, k, stride, inside):
+    """Return rows ks of a matrix in float32, of which `place` is the first; 0 where there is none."""
+    mask = (ks < k)[:, None] & inside
+    return tl.load(place + ks.to(tl.int64)[:, None] * stride, mask=mask, other=0).to(tl.float32)
+
+
+@triton.jit
 def spread_kernel(
     sums, maps, cells_of, out, k, c, cells, width, blocks, share, o_b, o_c, o_p,
     m_b, m_k, m_h, m_w,
-    FROM_CELLS: tl.constexpr, FLAT_M: tl.constexpr, PRECISION: tl.constexpr,
+    FROM_CELLS: tl.constexpr, WHOLE: tl.constexpr, FLAT_M: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Write sum_k W[k,p] S[k,c] for some cells; the grid is (b * blocks of cells, shares of c).
 
-    FROM_CELLS: W[k,p] is 1 where `cells_of[k,c]` is p, as the maximum needs it.
+    FROM_CELLS: W[k,p] is 1 where `cells_of[k,c]` is p, as the maximum needs it. WHOLE: a block
+    holds all parts, whose weights are then read once.
     """
     row = tl.program_id(0).to(tl.int64)
     image, ps = row // blocks, (row % blocks).to(tl.int32) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -210,6 +220,9 @@ def spread_kernel(
     cells_of += image * k * c
     maps += image * m_b + _cells(ps, width, m_h, m_w, FLAT_M)[None, :]
     out += image * o_b + ps.to(tl.int64)[None, :] * o_p
+    ks, inside = tl.arange(0, BLOCK_K), (ps < cells)[None, :]
+    if WHOLE:
+        weight = _rows_of(maps, ks, k, m_k, inside)
     first = tl.program_id(1) * share
     for channel in range(first, tl.minimum(first + share, c), BLOCK_C):
         cs = channel + tl.arange(0, BLOCK_C)
@@ -219,15 +232,14 @@ def spread_kernel(
                 value = tl.load(sums + part * c + cs, mask=cs < c, other=0)
                 cell = tl.load(cells_of + part * c + cs, mask=cs < c, other=0)
                 total += tl.where(cell[:, None] == ps[None, :], value[:, None], 0.0)
+        elif WHOLE:
+            value = tl.trans(_rows_of(sums + cs[None, :], ks, k, c, (cs < c)[None, :]))
+            total = tl.dot(value, weight, total, input_precision=PRECISION)
         else:
             for start in range(0, k, BLOCK_K):
-                ks = start + tl.arange(0, BLOCK_K)
-                mask = (ks < k)[None, :] & (cs < c)[:, None]
-                value = tl.load(sums + ks[None, :] * c + cs[:, None], mask=mask, other=0)
-                mask = (ks < k)[:, None] & (ps < cells)[None, :]
-                weight = tl.load(maps + ks.to(tl.int64)[:, None] * m_k, mask=mask, other=0)
-                weight = weight.to(tl.float32)
-                total = tl.dot(value, weight, total, input_precision=PRECISION)
+                value = _rows_of(sums + cs[None, :], start + ks, k, c, (cs < c)[None, :])
+                weight = _rows_of(maps, start + ks, k, m_k, inside)
+                total = tl.dot(tl.trans(value), weight, total, input_precision=PRECISION)
         at = cs.to(tl.int64)[:, None] * o_c
         tl.store(out + at, total, mask=(cs < c)[:, None] & (ps < cells)[None, :])
 
@@ -271,14 +283,14 @@ def configuration(
         return {"BLOCK_C": 128, "num_warps": 4, **LAUNCH}
     least, most, block_c, block_p, warps = {
         "sum": (8, 32, 64, 64, 4),
-        "max": (1, 2, 16, 32, 2),  # a tile of parts x channels x cells
+        "max": (1, 2, 32, 32, 2),  # a tile of parts x channels x cells
         "spread": (16, 32, 32, 64, 4),
         "product": (16, 32, 32, 64, 4),
     }[kernel]
-    if last and kernel != "product":
-        block_c, block_p = {"sum": (128, 32), "max": (64, 8), "spread": (64, 32)}[kernel]
+    if last and kernel in ("sum", "max"):
+        block_c, block_p = (128, 32) if kernel == "sum" else (64, 8)
     blocks = {"BLOCK_K": power_of_two(k, least, most), "BLOCK_C": block_c, "BLOCK_P": block_p}
-    stages = {}
+    stages = {"num_stages": 4} if kernel == "product" else {}
     if not regular and kernel != "max":
         # To load ahead number by number takes more registers than there are.
         blocks["BLOCK_P"], stages = 32, {"num_stages": 1}
@@ -335,7 +347,7 @@ def _pool(
     if splits > 1:
         shares = new(b, splits, k, c), new(b, splits, *cell.shape[1:], dtype=torch.int32)
         outputs = (*shares, new(b, splits, k), new(b, splits, k))
-    grid = (b * splits, *tiles)
+    grid = (b * splits * tiles[1], tiles[0])
     with device_of(features):
         pool_kernel[grid](
             features, maps, given, *outputs, k, c, h * w, w, splits, span * blocks["BLOCK_P"],
@@ -474,6 +486,7 @@ def _spread(sums: Tensor, weights: Tensor, cell: Tensor, out: Tensor, grid: _Gri
             sums.contiguous(), weights, cell.contiguous(), out, k, c, h * w, w, steps,
             each * blocks["BLOCK_C"], out.stride(0), out.stride(1),
             1 if out.stride(1) != 1 else c, *strides, FROM_CELLS=grid is None,
+            WHOLE=grid is not None and k <= blocks["BLOCK_K"],
             FLAT_M=grid is None or grid.flat, PRECISION=precision, **blocks,
         )  # fmt: skip
 

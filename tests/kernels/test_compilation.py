@@ -59,7 +59,7 @@ TILE = {"x": DTYPES, "w": DTYPES, "UPCAST": EITHER, "PRECISION": ["ieee", "tf32"
 # What chooses the blocks of each kernel, over all that it takes, and the flags beside them.
 KERNELS = [
     ("maps_kernel", part_maps, ["forward"], [range(1, 1025), [1, 8, 9, 1024]], MAPS),
-    ("peaks_kernel", part_maps, ["peaks"], [range(1, 1025)], {}),
+    ("peaks_kernel", part_maps, ["peaks"], [[1]], {}),
     ("maps_backward_kernel", part_maps, ["backward"], [range(1, 1025), [1, 8, 9, 1024]], MAPS),
     ("forward_kernel", structure, [], [range(1, 257)], STRUCTURE),
     ("backward_kernel", structure, [], [range(1, 257)], STRUCTURE),
