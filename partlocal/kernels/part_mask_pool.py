@@ -60,8 +60,8 @@ def _scale_of(mass, count, seen, min_visibility, MODE: tl.constexpr, NORMALIZE: 
 def _add_product(left, right, total, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
     """Add left @ right to `total`.
 
-    TF32 holds half precision; what it does not hold, SPLIT, comes as two numbers that it does: 22
-    bits of 24.
+    TF32 holds half precision; the other factor, SPLIT, comes as two numbers that it holds: 22 bits
+    of 24.
     """
     if PRECISION == "tf32" and SPLIT == "left":
         high = (left.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
@@ -109,13 +109,12 @@ def pool_kernel(
     image, split = row // splits, (row % splits).to(tl.int32)
     cs = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     ks = tl.program_id(0) % tiles * BLOCK_K + tl.arange(0, BLOCK_K)
-    features += image * f_b
-    channels = cs.to(tl.int64) * f_c
+    features += image * f_b + cs.to(tl.int64)[:, None] * f_c
     maps += image * m_b + ks.to(tl.int64)[:, None] * m_k
     if FINISH:
         visible = tl.load(seen + image * k + ks, mask=ks < k, other=0)
     masses = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
-    counts = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
+    counts = masses
     if MODE == "max":  # of each lane; the lanes are compared after the loop
         total = tl.full([BLOCK_K, BLOCK_C, BLOCK_P], float("-inf"), tl.float32)
         cell = tl.zeros([BLOCK_K, BLOCK_C, BLOCK_P], tl.int32)
@@ -124,7 +123,7 @@ def pool_kernel(
     for start in range(split * span, tl.minimum(split * span + span, cells), BLOCK_P):
         ps = start + tl.arange(0, BLOCK_P)
         inside = ps < cells
-        place = features + channels[:, None] + _cells(ps, width, f_h, f_w, FLAT_F)[None, :]
+        place = features + _cells(ps, width, f_h, f_w, FLAT_F)[None, :]
         tile = tl.load(place, mask=(cs < c)[:, None] & inside[None, :], other=0).to(tl.float32)
         place = maps + _cells(ps, width, m_h, m_w, FLAT_M)[None, :]
         weight = tl.load(place, mask=(ks < k)[:, None] & inside[None, :], other=0).to(tl.float32)
@@ -135,8 +134,6 @@ def pool_kernel(
             counts += weight
         if MODE == "max":
             total, cell = _better_of(tile, area, ps, total, cell)
-        elif MODE == "mean":
-            total = tl.dot(tile, tl.trans(weight), total, input_precision=PRECISION)
         else:
             total = _add_product(tile, tl.trans(weight), total, "right", PRECISION)
     # Once, after the loop: Triton 3.8 fails on a sum of loaded values in it that is used twice.
@@ -145,7 +142,7 @@ def pool_kernel(
     if MODE == "max":
         total, cell = _best_of_lanes(total, cell, cells)
         endless = (total == float("inf")) & write
-        place = features + channels[:, None] + _cells(cell, width, f_h, f_w, FLAT_F)
+        place = features + _cells(cell, width, f_h, f_w, FLAT_F)
         total = tl.where(endless, tl.load(place, mask=endless, other=0).to(tl.float32), total)
     if FINISH:
         count = _scale_of(mass, count, visible, min_visibility, MODE, NORMALIZE)
@@ -197,7 +194,7 @@ def finish_kernel(
 
 @triton.jit
 def _rows_of(place, ks, k, stride, inside):
-    """Return rows ks of a matrix in float32, of which `place` is the first; 0 where there is none."""
+    """Return rows ks in float32 of a matrix of which `place` is the first; 0 beyond the last."""
     mask = (ks < k)[:, None] & inside
     return tl.load(place + ks.to(tl.int64)[:, None] * stride, mask=mask, other=0).to(tl.float32)
 
@@ -294,7 +291,7 @@ def configuration(
     if not regular and kernel != "max":
         # To load ahead number by number takes more registers than there are.
         blocks["BLOCK_P"], stages = 32, {"num_stages": 1}
-    return {**blocks, "num_warps": warps, **stages, **(LAUNCH if kernel == "max" else LARGE)}
+    return {**blocks, "num_warps": warps, **stages, **LARGE}
 
 
 def _precision(dtype: torch.dtype) -> str:
