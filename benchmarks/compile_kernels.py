@@ -6,7 +6,7 @@
 
 The operations run as they are, on small tensors on the CPU; in place of a launch, the kernel is
 compiled with the very arguments of the launch for each target, in as many processes as there are
-cores. What launches agree in is compiled once. Nothing is timed: not measured on a GPU.
+cores. What launches agree in is compiled once. Nothing is timed.
 """
 
 import json

@@ -71,10 +71,13 @@ def main() -> None:
         report |= {
             "seconds": before.get("seconds", 0) + round(time.perf_counter() - began),
             "ceilings": top,
+            "whole": False,
             "summary": summarise(found, device),
             "rows": found,
         }
         (folder / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
+    report["whole"] = whole
+    (folder / "speed.json").write_text(json.dumps(report, indent=1) + "\n")
     print(*(f"{name}: {count}" for name, count in report["summary"].items()), sep="\n")
     print(f"{report['seconds']} s; written to {folder / 'speed.json'}")
 

@@ -27,6 +27,9 @@ DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks/results"
 
 
+CUT_OFF = "**This run was cut off**: what is in no table here was not measured on this machine."
+
+
 def layers(report: dict[str, Any]) -> list[Results]:
     """Return the rows of this library's layers that have another way beside them."""
     rows = rows_of(report["rows"])
@@ -73,20 +76,21 @@ def table(rows: list[Results]) -> list[str]:
     lines = [
         "| shape and direction | ms | of the floor | best other, eager | its time / ours | "
         "broadcast / ours | ours compiled / ours | best other compiled / ours | "
-        "our kernel / ours | MB | broadcast, MB |",
+        "our definition / ours | MB | broadcast, MB |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for results in rows:
         own, rest = results[0], others(results)
         best = eager(rest)[0]
         broadcast = next(filter(is_broadcast, eager(rest)), {})
-        own_fused, kernel = (
+        own_fused, definition = (
             next((r for r in results if r["provider"] == f"{OURS}, {how}"), {})
-            for how in ("compiled", "kernel")
+            for how in ("compiled", "definition")
         )
         best_fused = next(iter(fused(rest)), {})
         cells = [title(own), number(own["p50"]), number(own.get("of_floor")), best["provider"]]
-        cells += [number(r.get("ratio")) for r in (best, broadcast, own_fused, best_fused, kernel)]
+        ratios = (best, broadcast, own_fused, best_fused, definition)
+        cells += [number(r.get("ratio")) for r in ratios]
         cells += [number(r.get("peak_mb")) for r in (own, broadcast)]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -188,6 +192,7 @@ def section(report: dict[str, Any], figure: str) -> list[str]:
         f"copy moves {number(top['copy_gb_s'])} GB/s, matrix products reach {rates}. A difference "
         "of 5 % counts:",
         "",
+        *([] if report.get("whole", True) else [CUT_OFF, ""]),
         *standings(operations),
         "",
         f"![Time of the best other way and of the broadcast product]({figure})",

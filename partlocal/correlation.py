@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from partlocal.kernels import MAX_PARTS, Implementation, check_implementation, runs_kernel
+from partlocal.kernels import Implementation, check_implementation, runs_kernel
 from partlocal.kernels.registration import derive
 from partlocal.numerics import (
     NULL,
@@ -37,8 +37,8 @@ def structure_correlation(
             visibility is 0 or its vector is zero, as `part_mask_pool` returns absent parts (its
             length at most 1e-12), and the pairs of an absent part are 0: else the distance to it
             would be the length of the other part. None takes every vector as it is.
-        implementation: `"torch"` is this definition; `"triton"` its kernel, on a GPU, in float32
-            or half precision and for at most 256 parts; `"auto"` the kernel on NVIDIA's GPUs.
+        implementation: `"auto"` and `"torch"` are this definition; `"triton"` is its kernel, on a
+            GPU, in float32 or half precision and for at most 256 parts.
 
     Returns:
         For each part its own c numbers, then (Euclidean distance, cosine) to each other part in
@@ -55,9 +55,7 @@ def structure_correlation(
     """
     check_implementation(implementation, "structure_correlation")
     _check_inputs(parts, visibility)
-    if runs_kernel(
-        implementation, "structure_correlation", parts.shape[1] <= MAX_PARTS, parts=parts
-    ):
+    if runs_kernel(implementation, "structure_correlation", parts=parts):
         from partlocal.kernels.structure_correlation import structure_correlation as kernel  # noqa: PLC0415
 
         return kernel(parts, visibility, result_dtype(parts))

@@ -14,7 +14,7 @@ maximum keeps the cell it was found in, the first of equals, and hands its gradi
 Features are read where they lie, whatever their strides. A program holds a block of channels and
 of parts and runs over the cells, or over a share of them where a small batch would leave the GPU
 idle; shares are combined in order by a second kernel. Sums are float32; no atomics: same input,
-same bits. Not measured on a GPU.
+same bits.
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ For the parts L of an image, with n = |L_i| |L_j|:
 One program a part: it sees all parts of its image, which the caches hold, and writes its own row,
 so that nothing is summed across programs. Sums are float32. Where D is 0 its gradient is 0; where
 a part is not visible, or no longer than 1e-12, its cosines (or both numbers of a pair) and their
-gradients are 0. Not measured on a GPU.
+gradients are 0. Not timed on a GPU.
 """
 
 from typing import Any
@@ -20,10 +20,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from partlocal.kernels import MAX_PARTS
 from partlocal.kernels.registration import LAUNCH, derive, device_of, power_of_two
 from partlocal.numerics import NULL
 
+MAX_PARTS = 256
 LEAST = tl.constexpr(NULL**2)  # squared length of a part that has a direction
 
 
