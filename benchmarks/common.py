@@ -45,7 +45,9 @@ def interleave(
     names, order, began = list(ready), random.Random(0), time.perf_counter()
     for turn in range(10 * runs):
         spent = time.perf_counter() - began
-        if (turn >= runs and spent > seconds) or (turn >= FEWEST and spent > PATIENCE[device.type]):
+        if (turn >= runs and spent > seconds) or (
+            turn >= FEWEST and spent > PATIENCE.get(device.type, 60.0)
+        ):
             break
         if turn == LOOKS:
             middle = {name: statistics.median(times[name]) for name in names}

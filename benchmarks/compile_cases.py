@@ -131,7 +131,8 @@ def _features(
 def pool_cases() -> Iterator[Case]:
     """Yield what runs `part_mask_pool`: in one share of the cells, in shares, and plain sums."""
 
-    def run(mode, k, layout, maps_layout, dtype, normalize, programs):
+    def run(mode, of, maps_layout, dtype, normalize, programs):
+        k, layout = of  # which choose the blocks together
         b = 1 if programs == "shares" else 256
         kernel = "max" if mode == "max" else "sum"
         features, maps = _features(kernel, k, layout, maps_layout, dtype, b)
@@ -141,10 +142,10 @@ def pool_cases() -> Iterator[Case]:
             seen = torch.ones(maps.shape[:2])
             pooling.pool(features, maps, seen, mode, normalize, 0.0, 0.5)
 
-    shares = {"layout": "contiguous", "maps_layout": "contiguous", "programs": "shares"}
+    shares = {"of": (6, "contiguous"), "maps_layout": "contiguous", "programs": "shares"}
     yield from _cases(
         "shares",
-        partial(run, k=6, dtype=torch.float32, **shares),
+        partial(run, dtype=torch.float32, **shares),
         mode=["sum", "mean", "max"],
         normalize=[False, True],
     )
@@ -158,8 +159,7 @@ def pool_cases() -> Iterator[Case]:
             "pool",
             run,
             mode=modes,
-            k=sizes_of(partial(pooling.configuration, modes[0]), 32),
-            layout=layouts,
+            of=list(product(sizes_of(partial(pooling.configuration, modes[0]), 32), layouts)),
             maps_layout=["contiguous", "sliced"],
             dtype=DTYPES,
             normalize=[False, True],
@@ -193,7 +193,7 @@ def gradient_cases() -> Iterator[Case]:
         yield from _cases(
             run.__name__.replace("_", " "),
             run,
-            k=sizes_of(partial(pooling.configuration, "spread"), 32),
+            k=[*sizes_of(partial(pooling.configuration, "spread"), 32), 64],
             layout=layouts,
             dtype=DTYPES,
             last=[False, True],

@@ -78,7 +78,7 @@ class Row:
         values: numbers that must at least be read or written; 0 where nobody counted.
         flops: that must at least be computed.
         largest: numbers of every part x channel x cell, or sample x class.
-        classes: of a head; its inputs are held against the oracle as a whole.
+        classes: of a head; its inputs are held against the oracle as a whole, or a million classes.
     """
 
     operation: str

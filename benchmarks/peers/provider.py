@@ -40,10 +40,13 @@ def with_compiled(name: str, run: Callable[..., Tensor], temporaries: int = 0) -
 
 
 def own_providers(
-    ours: Callable[[Implementation], Callable[..., Tensor]], device: torch.device
+    ours: Callable[[Implementation], Callable[..., Tensor]],
+    device: torch.device,
+    other: Implementation = "torch",
 ) -> list[Provider]:
-    """Return this library's ways: what `"auto"` takes, compiled too, and on a GPU PyTorch's."""
+    """Return this library's ways: what `"auto"` takes, compiled too, and on a GPU the other."""
     found = with_compiled(OURS, ours("auto"))
     if device.type == "cuda":
-        found.append(Provider(f"{OURS}, definition", ours("torch")))
+        name = {"torch": "definition", "triton": "kernel"}[other]
+        found.append(Provider(f"{OURS}, {name}", ours(other)))
     return found

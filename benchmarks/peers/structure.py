@@ -127,7 +127,7 @@ def maps_providers(device: torch.device, downsample: Downsample) -> list[Provide
 def correlation_providers(device: torch.device) -> list[Provider]:
     """Return who describes the structure between parts."""
     return [
-        *own_providers(own_structure, device),
+        *own_providers(own_structure, device, "triton"),
         Provider("cdist", cdist_structure),
         *with_compiled("broadcast", broadcast_structure, 1),
     ]

@@ -15,10 +15,9 @@ KERNELS = ("part_maps", "part_mask_pool", "structure_correlation", "negative_log
 FASTER = ("part_maps", "part_mask_pool", "negative_logsumexp")  # measured on an H200
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-AVAILABLE = torch.version.cuda is not None and find_spec("triton") is not None
-
 # Triton reads it once, when a kernel is defined: it must be set before Python starts.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+AVAILABLE = torch.version.cuda is not None and find_spec("triton") is not None and not INTERPRETED
 
 
 def check_implementation(implementation: str, operation: str) -> None:

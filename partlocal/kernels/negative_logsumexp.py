@@ -24,6 +24,7 @@ from partlocal.kernels import INTERPRETED
 from partlocal.kernels.registration import LARGE, LAUNCH, device_of, power_of_two
 from partlocal.numerics import NULL
 
+MOST_BLOCKS = 65_535  # along the second axis of a grid
 PROGRAMS = 528  # four for each multiprocessor of a large GPU
 
 
@@ -201,7 +202,7 @@ def gradients(
     grad_x = x.new_zeros((b, d), dtype=torch.float32)
     grad_weight = weight.new_empty((v, d))
     size = max(1, workspace // (dtype.itemsize * (b + 2 * d)))
-    size = triton.cdiv(size, blocks["BLOCK_V"]) * blocks["BLOCK_V"]
+    size = min(triton.cdiv(size, blocks["BLOCK_V"]), MOST_BLOCKS) * blocks["BLOCK_V"]
     share = x.new_empty((b, min(size, v)), dtype=dtype)
     for first in range(0, v, size):
         rows, inverse = weight[first : first + size], inverse_w[first : first + size]
@@ -229,12 +230,20 @@ def _tiles(x: Tensor, weight: Tensor) -> tuple[dict[str, object], dict[str, int]
     """
     half = x.dtype == weight.dtype != torch.float32
     ahead = weight.stride(1) == 1 and weight.stride(0) % 8 == 0 and weight.data_ptr() % 16 == 0
-    fast = torch.get_float32_matmul_precision() != "highest" and not torch.version.hip
+    fast = _may_be_tf32() and not torch.version.hip
     exact = "ieee" if half or torch.version.hip else "tf32x3"  # as good as float32, and faster
     precision = "tf32" if fast and not half else exact
     # Triton's interpreter multiplies bfloat16 wrongly.
     how = {"UPCAST": not half or INTERPRETED, "PRECISION": precision}
     return how, configuration("tile", len(x), half, ahead and weight.shape[1] % 8 == 0)
+
+
+def _may_be_tf32() -> bool:
+    """Tell whether PyTorch may multiply float32 in TF32, however it was told so."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # the getter of old raises once this was set
+        return matmul.fp32_precision == "tf32"
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def _inverse_norms(rows: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ are float32; no atomics: same input, same bits.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -61,8 +61,8 @@ def _activate(
         x = tl.exp2((x - top) * LOG2_E + no_x)
         others = tl.exp2((others - top) * LOG2_E + no_others)
     elif ACTIVATION == "sigmoid":
-        x = 1 / (1 + tl.exp(-(x + no_x)))
-        others = 1 / (1 + tl.exp(-(others + no_others)))
+        x = tl.where(no_x == 0, 1 / (1 + tl.exp(-x)), 0.0)
+        others = tl.where(no_others == 0, 1 / (1 + tl.exp(-others)), 0.0)
     else:
         x, others = tl.where(no_x == 0, x, 0.0), tl.where(no_others == 0, others, 0.0)
     if ACTIVATION == "softmax":
@@ -334,7 +334,7 @@ def configuration(kernel: str, n: int, k: int = 1) -> dict[str, int]:
     return {**blocks, "num_warps": warps, **LAUNCH}
 
 
-@lru_cache(maxsize=64)
+@cache  # for ever: a CUDA graph may hold one by its address
 def parts_first(labels: tuple[int, ...], n: int, device: torch.device) -> Tensor:
     """Return all n labels: the selected ones, then the others."""
     others = sorted(set(range(n)) - set(labels))
@@ -440,7 +440,7 @@ def _covering(pixels: int, cells: int) -> int:
     return max(-(-(p + 1) * cells // pixels) - p * cells // pixels for p in range(pixels))
 
 
-@lru_cache(maxsize=64)
+@cache  # for ever: a CUDA graph may hold one by its address
 def _cells_within(block: int, pixels: int, cells: int) -> int:
     """Return how many cells of a row a program takes: those whose pixels, and they, fit a block."""
 

@@ -272,7 +272,7 @@ def configuration(
     Args:
         kernel: `"sum"` (the mean too), `"max"`, `"finish"`, `"spread"` or `"product"`.
         regular: whether what is read lies so that a thread may load 16 bytes at once.
-        last: whether the channels of a cell lie side by side.
+        last: whether the channels of a cell lie side by side, for sum and maximum.
     """
     # The fastest for FSENet on an H200 that spill no register: benchmarks/tune.py. Channels and
     # cells do not choose, as each set of blocks is compiled for every GPU.
@@ -284,7 +284,7 @@ def configuration(
         "spread": (16, 32, 32, 64, 4),
         "product": (16, 32, 32, 64, 4),
     }[kernel]
-    if last and kernel in ("sum", "max"):
+    if last and regular and kernel in ("sum", "max"):
         block_c, block_p = (128, 32) if kernel == "sum" else (64, 8)
     blocks = {"BLOCK_K": power_of_two(k, least, most), "BLOCK_C": block_c, "BLOCK_P": block_p}
     stages = {"num_stages": 4} if kernel == "product" else {}
@@ -471,8 +471,7 @@ def _like_features(
 
 def _spread(sums: Tensor, weights: Tensor, cell: Tensor, out: Tensor, grid: _Grid | None) -> None:
     (b, c, h, w), k = out.shape, sums.shape[1]
-    last = is_channels_last(out)
-    blocks = configuration("spread", k, grid is None or grid.regular, last)
+    blocks = configuration("spread", k, grid is None or grid.regular)
     steps, tiles = triton.cdiv(h * w, blocks["BLOCK_P"]), triton.cdiv(c, blocks["BLOCK_C"])
     # As many channels a program as keep the GPU busy: what a cell has under maps is read once.
     each = max(1, tiles * b * steps // SPREAD_PROGRAMS)

@@ -9,6 +9,7 @@ from cases import DTYPES, PHASES, check, covering, lay_out, name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from partlocal.kernels import negative_logsumexp as kernels
 from partlocal.logsumexp import negative_logsumexp
 
 CASES = covering(
@@ -173,3 +174,17 @@ def test_errors(change, message, device, launches):
     assert not launches
     negative_logsumexp(**good, scale=4.0, implementation="triton")
     assert launches
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+def test_precision_that_is_set_by_the_new_name():
+    """The getter of old raises from then on."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        assert kernels._may_be_tf32()
+        matmul.fp32_precision = "ieee"
+        assert not kernels._may_be_tf32()
+    finally:
+        matmul.fp32_precision = before

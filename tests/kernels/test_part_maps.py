@@ -373,3 +373,16 @@ def test_module(device):
     layer = PartMaps((1, 2), 4, implementation="triton")
     found, expected = layer(logits), part_maps(logits, (1, 2), 4, implementation="triton")
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("label", [0, 2])
+@pytest.mark.parametrize("norm", ["l2", "sum", None])
+def test_infinite_logits_of_a_sigmoid(label, norm, device):
+    """As overflow in half precision leaves them; no label that is not there spoils the norm."""
+    logits = draw(1, 3, 4, 4).to(device)
+    logits[0, label, 1, 2] = torch.inf
+    found, expected = (
+        part_maps(logits, (0,), 2, activation="sigmoid", norm=norm, implementation=implementation)
+        for implementation in ("triton", "torch")
+    )
+    torch.testing.assert_close(found, expected)
