@@ -10,6 +10,8 @@ LIMITS = {  # of the options of every script: lowest and highest
     "seed": (0, 2**32 - 1),
     "identities": (2, 10**6),  # those from there on are tested, see data/faces.py
     "samples": (1, MANY),
+    "min_images": (1, MANY),
+    "damaged": (0, MANY),
     "test_identities": (20, MANY),  # ten folds need two people each,
     "test_samples": (2, MANY),  # and every person two pictures
     "map_size": (1, 1024),

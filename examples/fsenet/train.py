@@ -23,7 +23,7 @@ from data.augment import augment
 from data.batches import BatchPlan, load_batches
 from data.faces import TEST_FROM, DrawnFaces, TrainingSet, draw_faces, drawn_sets, picture_sets
 from data.fasseg import ParsingPairs
-from data.images import Source
+from data.pictures import open_pictures
 from data.shortcuts import shortcut_accuracies
 from describe import describe
 from energy import energy_shares
@@ -70,7 +70,7 @@ def main(options: Options, place: Workplace) -> None:
     laps, stages = Laps(), dict[str, Fitted]()
     sets = None
     if options.faces is not None:
-        sets = picture_sets(options.faces, options.seed)
+        sets = picture_sets(options.faces, options.seed, options.min_images)
         check_batch("--batch-size", options.batch_size, len(sets[0].dataset))
     others = range(TEST_FROM, TEST_FROM + options.test_identities)
     drawn_test = draw_faces(options.seed, others, options.test_samples)
@@ -149,7 +149,7 @@ def check(options: Options) -> None:
     if options.profile == "lfw" and options.faces is None:
         raise ValueError("--profile lfw needs --faces: LFW as a folder or zip with its lists")
     if options.faces is not None:
-        Source(options.faces)
+        open_pictures(options.faces)
     if options.parsing is not None:
         ParsingPairs(options.parsing, PARSING_SPLIT)
     if not timm.is_model(options.backbone):

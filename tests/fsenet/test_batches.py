@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
+from data.archives import DamagedImage
 from data.batches import BatchPlan, StepSampler, generator, load_batches
 from data.faces import draw_faces
-from data.images import DamagedImage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, TensorDataset

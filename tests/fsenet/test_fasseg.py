@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from data import fasseg
+from data.archives import DamagedImage
 from data.fasseg import (
     FASSEG,
     ParsingPairs,
@@ -17,7 +18,6 @@ from data.fasseg import (
     helen_to_fasseg,
     points_from_labels,
 )
-from data.images import DamagedImage
 from PIL import Image
 
 from partlocal.alignment import ARCFACE_TEMPLATE

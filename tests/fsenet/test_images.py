@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from data import images
-from data.images import DamagedImage, IdentityFolder, Source, decode_all, load_rgb
+from data.archives import DamagedImage, Source
+from data.images import IdentityFolder, decode_all, load_rgb
 from PIL import Image
 
 LFW = Path(__file__).parents[2] / "../shared/data/lfw112.zip"
@@ -98,12 +99,12 @@ def test_processes(tmp_path, method):
     first = folder.load(0).tobytes()
     folder.load(7)
     # processes that share an open file share its position, which a reader moves
-    position = os.lseek(folder.source._zip.fp.fileno(), 0, os.SEEK_CUR)
+    position = os.lseek(folder.source._archive.fp.fileno(), 0, os.SEEK_CUR)
     worker = context.Process(target=lambda: queue.put(folder.load(0).tobytes()))
     worker.start()
     assert queue.get(timeout=60) == first
     worker.join()
-    assert os.lseek(folder.source._zip.fp.fileno(), 0, os.SEEK_CUR) == position
+    assert os.lseek(folder.source._archive.fp.fileno(), 0, os.SEEK_CUR) == position
 
 
 def test_decode_all(tmp_path):
@@ -159,7 +160,9 @@ def test_other_formats(file_format):
 
 
 def test_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: pass a folder or a .zip"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere does not exist: pass a folder, a .zip or a .tar"
+    ):
         IdentityFolder(tmp_path / "nowhere")
     (tmp_path / "broken.zip").write_bytes(make(tmp_path / "a.zip", pictures()).read_bytes()[:200])
     with pytest.raises(ValueError, match=r"broken.zip is no zip file, or a damaged one"):

@@ -81,7 +81,11 @@ def test_bad_input(tmp_path):
     old.mkdir()
     (old / "options.json").write_text(json.dumps({"steps": 3}))
     cases = {
-        "missing": ["--faces", "nowhere", "nowhere does not exist: pass a folder or a .zip"],
+        "missing": [
+            "--faces",
+            "nowhere",
+            "nowhere does not exist: pass a folder, a .zip or a .tar",
+        ],
         "corrupt": ["--faces", str(junk), "junk.zip is no zip file, or a damaged one"],
         "truncated": ["--faces", str(truncated), "truncated.zip:P7"],
         "few": ["--faces", str(tmp_path / "file"), "file is no zip file"],
@@ -269,5 +273,5 @@ def test_two_processes(tmp_path):
         process = start(["--output", "bad", "--faces", "nowhere"], tmp_path, log, ranks=2)
         assert process.wait(300) != 0
     text = (tmp_path / "wrong.txt").read_text()
-    assert "error: nowhere does not exist: pass a folder or a .zip" in text
+    assert "error: nowhere does not exist: pass a folder, a .zip or a .tar" in text
     assert not (tmp_path / "bad").exists()

@@ -43,7 +43,7 @@ def test_a_run(tmp_path):
 
     # what is trained can be written elsewhere and scored on more, by other processes
     more = run(tmp_path, "--parser.steps=3", "--resume", "--workers=1", "--parsing=nowhere")
-    assert more.stderr == "error: nowhere does not exist: pass a folder or a .zip\n"
+    assert more.stderr == "error: nowhere does not exist: pass a folder, a .zip or a .tar\n"
 
     wrong = run(tmp_path, "--parser.lr=nan", "--output=nan")
     assert wrong.stderr == "error: --parser.lr must be between 0 and 1000; got nan\n"

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
+from data.archives import Source
 from data.batches import worker_errors
-from data.images import IdentityFolder, Source, decode_all
+from data.images import IdentityPictures, decode_all
+from data.pictures import enough_images, holds_records, open_pictures
 from data.procedural import DRAWERS, ProceduralFaces
 
 TEST_FROM = 1_000_000  # drawn identities from here on are never trained on
@@ -98,7 +100,7 @@ def drawn_test_set(faces: DrawnFaces, seed: int) -> TestSet:
     return TestSet(faces.images, names, pairs, {**flags, "folds": 10, "pairs": len(pairs.same)})
 
 
-def picture_sets(path: Path, seed: int) -> tuple[TrainingSet, TestSet]:
+def picture_sets(path: Path, seed: int, min_images: int = 1) -> tuple[TrainingSet, TestSet]:
     """Train on some people of a folder or zip and verify others.
 
     Pictures are faces brought to the recognition template; square ones of another size than 112
@@ -106,7 +108,7 @@ def picture_sets(path: Path, seed: int) -> tuple[TrainingSet, TestSet]:
 
     A set that brings LFW's lists is split by them: folds 0 to 7 and people of no fold train,
     folds 8 and 9 test. Of any other set a tenth of the people with two pictures or more test, at
-    least 60 and at most `MAX_TESTED`.
+    least 60 and at most `MAX_TESTED`. People with fewer than `min_images` pictures do not train.
 
     Raises:
         DamagedImage: a picture that is not streamed cannot be decoded.
@@ -114,16 +116,17 @@ def picture_sets(path: Path, seed: int) -> tuple[TrainingSet, TestSet]:
         ValueError: it holds no pictures sorted by person, too few people, a picture that is not
             square, or not those of LFW's lists.
     """
-    if "pairs.txt" in Source(path):
+    if not holds_records(path) and "pairs.txt" in Source(path):
         protocol = LfwProtocol.read(path)
         test = lfw_test_set(path, protocol, (8, 9))
-        train = IdentityFolder(path, protocol.train_identities((8, 9)), SIZE)
+        train = open_pictures(path, protocol.train_identities((8, 9)), SIZE)
     else:
         train, tested = _hold_out(path, seed)
         pairs = draw_pairs(tested.labels, 300, seed)
         flags = {"name": "held-out identities", "seed": seed, "folds": 10}
         flags |= {"identities": len(tested.identities), "pairs": len(pairs.same)}
         test = TestSet(decode_all(tested), tested.paths, pairs, flags)
+    train = enough_images(train, min_images)
     labels = torch.from_numpy(train.labels)
     if len(train) <= IN_MEMORY:
         return in_memory(decode_all(train), labels), test
@@ -136,7 +139,7 @@ def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> Tes
     The lists name JPEGs; the pictures may be of another format.
     """
     paths = protocol.test_paths(folds)
-    pictures = IdentityFolder(path, {name.split("/")[0] for name in paths}, SIZE)
+    pictures = open_pictures(path, {name.split("/")[0] for name in paths}, SIZE)
     row = {_stem(name): number for number, name in enumerate(pictures.paths)}
     index = protocol.held_out(folds)
     try:
@@ -170,7 +173,7 @@ def in_memory(images: Tensor, identities: Tensor) -> TrainingSet:
 class _Streamed(Dataset[tuple[Tensor, ...]]):
     """Decode each picture when it is asked for."""
 
-    def __init__(self, folder: IdentityFolder) -> None:
+    def __init__(self, folder: IdentityPictures) -> None:
         self.folder = folder
 
     def __len__(self) -> int:
@@ -185,8 +188,8 @@ def _stem(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _hold_out(path: Path, seed: int) -> tuple[IdentityFolder, IdentityFolder]:
-    everybody = IdentityFolder(path)
+def _hold_out(path: Path, seed: int) -> tuple[IdentityPictures, IdentityPictures]:
+    everybody = open_pictures(path)
     names = np.array(everybody.identities)
     several = names[np.bincount(everybody.labels, minlength=len(names)) >= 2]
     count = min(max(60, len(several) // 10), MAX_TESTED)
@@ -197,4 +200,4 @@ def _hold_out(path: Path, seed: int) -> tuple[IdentityFolder, IdentityFolder]:
         )
     tested = set(np.random.default_rng(seed).choice(several, count, replace=False).tolist())
     others = set(names.tolist()) - tested
-    return IdentityFolder(path, others, SIZE), IdentityFolder(path, tested, SIZE)
+    return open_pictures(path, others, SIZE), open_pictures(path, tested, SIZE)

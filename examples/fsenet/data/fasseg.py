@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from data.images import DamagedImage, Source, is_image, load_rgb
+from data.archives import DamagedImage, Source
+from data.images import is_image, load_rgb
 from partlocal.alignment import ARCFACE_TEMPLATE, similarity_from_points
 from partlocal.labels import HELEN, LabelSet
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data.images import IMAGE_SUFFIXES, Source
+from data.archives import Source
+from data.images import IMAGE_SUFFIXES
 from jaxtyping import Bool, Float, Int, Shaped
 
 from partlocal.evaluation import auc, auc_interval, ten_fold_accuracy

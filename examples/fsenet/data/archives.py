@@ -1,0 +1,147 @@
+"""Files by name, from a folder or inside an archive left packed.
+
+Archives come from strangers: no member is written anywhere, names that would leave the archive
+are refused, and sizes are checked before anything is unpacked.
+"""
+
+import os
+import re
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+MAX_BYTES = 64 * 2**20  # a member or file: no face picture is larger
+_MAX_DEPTH = 8
+
+
+class DamagedImage(ValueError):
+    """One picture cannot be read or decoded; a loader may count and skip it."""
+
+
+class Source:
+    """Read files by name from a folder, a zip or a tar; each process opens it for itself.
+
+    Args:
+        path: a folder, a `.zip`, or a `.tar` that is not compressed, which has no way to a single
+            file. Links in a tar are passed over.
+
+    Raises:
+        FileNotFoundError: `path` does not exist.
+        ValueError: it is none of them or damaged, or a name in it leads out of it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._archive: zipfile.ZipFile | BinaryIO | None = None
+        self._pid = -1
+        self._members: dict[str, tuple[int, int]] = {}  # of a tar: offset and size
+        if not self.path.exists():
+            raise FileNotFoundError(f"{self.path} does not exist: pass a folder, a .zip or a .tar")
+        self._packed = not self.path.is_dir()
+        self._tar = self._packed and self.path.suffix == ".tar"
+        if self._tar:
+            self._members = _members(self.path)
+            names = list(self._members)
+        elif self._packed:
+            names = [name for name in self._zip().namelist() if not name.endswith("/")]
+        else:
+            names = list(_walk(self.path))
+        for name in names if self._packed else ():
+            parts = re.split(r"[/\\]", name)
+            if ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in name:
+                raise ValueError(
+                    f"{self.path} holds the unsafe name {name!r}, which leads out of the "
+                    "archive: do not use it, or pack it again with relative names"
+                )
+        self.names = tuple(sorted(set(names)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_archive": None}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def read(self, name: str, limit: int = MAX_BYTES) -> bytes:
+        """Return the bytes of one file.
+
+        Raises:
+            DamagedImage: the file is missing, damaged, encrypted, or larger than `limit` bytes.
+        """
+        where = f"{self.path}:{name}" if self._packed else str(self.path / name)
+        try:
+            size = self._size(name)  # no more than this is ever unpacked
+            if size > limit:
+                raise DamagedImage(f"{where} is refused: {size} bytes are more than {limit}")
+            data = self._bytes(name)
+        except (KeyError, FileNotFoundError):
+            raise DamagedImage(f"{where} does not exist") from None
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise DamagedImage(f"{where} is damaged in the archive ({error})") from None
+        except (RuntimeError, NotImplementedError) as error:
+            raise DamagedImage(f"{where} cannot be unpacked ({error})") from None
+        except OSError as error:
+            raise DamagedImage(f"{where} cannot be read ({error.strerror or error})") from None
+        if len(data) < size:
+            raise DamagedImage(f"{where} is cut short: {len(data)} of {size} bytes")
+        return data
+
+    def text(self, name: str) -> str:
+        """Return one file as UTF-8 text; what is no UTF-8 is replaced."""
+        return self.read(name).decode("utf-8", errors="replace")
+
+    def _size(self, name: str) -> int:
+        if self._tar:
+            return self._members[name][1]
+        if self._packed:
+            return self._zip().getinfo(name).file_size
+        return (self.path / name).stat().st_size
+
+    def _bytes(self, name: str) -> bytes:
+        if self._tar:
+            archive, (offset, size) = self._open(lambda: self.path.open("rb")), self._members[name]
+            archive.seek(offset)
+            return archive.read(size)
+        return self._zip().read(name) if self._packed else (self.path / name).read_bytes()
+
+    def _zip(self) -> zipfile.ZipFile:
+        try:
+            return self._open(lambda: zipfile.ZipFile(self.path))
+        except (zipfile.BadZipFile, EOFError, struct.error):
+            raise ValueError(
+                f"{self.path} is no zip file, or a damaged one: pass a folder, a .zip or a .tar, "
+                "or download it again"
+            ) from None
+
+    def _open(self, opener: Callable[[], Any]) -> Any:
+        # A handle inherited through fork would share its file position with the other process.
+        if self._archive is None or self._pid != os.getpid():
+            self._archive, self._pid = opener(), os.getpid()
+        return self._archive
+
+
+def _members(path: Path) -> dict[str, tuple[int, int]]:
+    """Return where each file of a tar lies."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            files = [member for member in archive if member.isreg() and not member.issparse()]
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{path} is no plain tar file, or a damaged one ({error}): unpack what is compressed"
+        ) from None
+    return {member.name.removeprefix("./"): (member.offset_data, member.size) for member in files}
+
+
+def _walk(root: Path) -> list[str]:
+    names = []
+    # Linked folders are followed, as data sets are often assembled that way; the depth is bounded
+    # in case they form a ring.
+    for folder, inner, files in os.walk(root, followlinks=True):
+        relative = Path(folder).relative_to(root)
+        if len(relative.parts) >= _MAX_DEPTH:
+            inner.clear()
+        names += [(relative / name).as_posix() for name in files]
+    return names

@@ -1,0 +1,151 @@
+"""Formats into each other and back, byte for byte; tars; and what must be refused."""
+
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data.archives import DamagedImage, Source
+from data.faces import picture_sets
+from data.images import IdentityFolder
+from data.pictures import enough_images, open_pictures
+from PIL import Image
+
+SCRIPT = Path(__file__).parents[2] / "examples/fsenet/data/convert.py"
+
+
+def convert(*arguments):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def picture(rng, side=8, file_format="JPEG"):
+    buffer = io.BytesIO()
+    pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """A folder of five people with one to five pictures."""
+    rng = np.random.default_rng(0)
+    for person in range(5):
+        for number in range(person + 1):
+            path = tmp_path / f"faces/p{person}/{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(rng))
+    return tmp_path / "faces"
+
+
+def contents(path):
+    pictures = open_pictures(path)
+    return [(int(pictures.labels[i]), pictures.read(i)) for i in range(len(pictures))]
+
+
+def test_around(faces, tmp_path):
+    """Through every format the bytes and who they belong to stay; so do names, but for a .rec."""
+    before, last = contents(faces), faces
+    (tmp_path / "rec").mkdir()
+    for target in ("faces.tar", "faces.zip", "unpacked", "rec/train.rec", "again.tar"):
+        done = convert(last, tmp_path / target)
+        assert done.returncode == 0, done.stderr
+        assert (
+            done.stdout == f"{tmp_path / target}: 15 pictures of 5 identities; read again, equal\n"
+        )
+        last = tmp_path / target
+        assert contents(last) == before
+        if target == "unpacked":
+            assert open_pictures(last).paths == open_pictures(faces).paths
+    assert (tmp_path / "rec/property").read_text() == "5,112,112\n"
+    assert open_pictures(last).paths[:2] == ("0000000/00000001.jpg", "0000001/00000002.jpg")
+
+
+def test_damaged_and_few(faces, tmp_path):
+    victim = faces / "p4/2.jpg"
+    victim.write_bytes(victim.read_bytes()[:-20])
+    target = tmp_path / "train.rec"
+    done = convert(faces, target)
+    assert done.returncode == 1
+    assert f"left out: {faces}:p4/2.jpg is damaged" in done.stderr
+    assert done.stderr.endswith("error: 1 damaged pictures, and --damaged allows 0\n")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["faces"]  # nothing is left behind
+    done = convert(faces, target, "--damaged", 1, "--min-images", 3)
+    assert "--min-images 3: 2 of 5 identities left out, with 3 of 15 pictures\n" in done.stderr
+    assert "11 pictures of 3 identities, 1 damaged left out; read again, equal" in done.stdout
+
+
+def test_refused(faces, tmp_path):
+    (tmp_path / "train.idx").touch()
+    cases = {
+        f"{tmp_path}/train.idx exists: name another target": (faces, tmp_path / "train.rec"),
+        "must end in .rec, .zip or .tar, or have no suffix": (faces, tmp_path / "a.tgz"),
+        "nowhere does not exist: pass a folder": (tmp_path / "nowhere", tmp_path / "b"),
+        "is no folder: make it first": (faces, tmp_path / "no/b"),
+        "--min-images 9: no identity has as many": (faces, tmp_path / "b", "--min-images", 9),
+    }
+    for message, arguments in cases.items():
+        done = convert(*arguments)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["faces", "train.idx"]
+
+
+def pack_tar(path, members, mode="w:"):
+    with tarfile.open(path, mode) as archive:
+        for member, data in members:
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_tar(tmp_path):
+    """Links and devices are passed over, names that lead out and compressed files are refused."""
+    link = tarfile.TarInfo("a/link.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    device = tarfile.TarInfo("a/device.jpg")
+    device.type = tarfile.CHRTYPE
+    rng = np.random.default_rng(0)
+    files = [(tarfile.TarInfo(f"./a/{i}.png"), picture(rng, 4, "PNG")) for i in range(2)]
+    path = pack_tar(tmp_path / "a.tar", [(link, b""), (device, b""), *files])
+    assert Source(path).names == ("a/0.png", "a/1.png")
+    assert [IdentityFolder(path).read(i) for i in range(2)] == [data for _, data in files]
+    for name in ("../a.png", "/a/b.png", "a/../../b.png"):
+        unsafe = pack_tar(tmp_path / "b.tar", [(tarfile.TarInfo(name), b"x")])
+        with pytest.raises(ValueError, match="holds the unsafe name"):
+            Source(unsafe)
+    pack_tar(tmp_path / "c.tar", files, "w:gz")
+    with pytest.raises(ValueError, match="is no plain tar file, or a damaged one"):
+        Source(tmp_path / "c.tar")
+    source = Source(path)
+    path.write_bytes(path.read_bytes()[: source._members["a/1.png"][0] + 3])
+    with pytest.raises(DamagedImage, match=r"a.tar:a/1.png is cut short: 3 of \d+ bytes"):
+        Source.read(source, "a/1.png")
+
+
+def test_trained_from_either(tmp_path, capsys):
+    """The recipe sees the same pictures and people in a .rec as in the folder it was made of."""
+    rng = np.random.default_rng(0)
+    for person in range(130):
+        for number in range(2 + person % 2):
+            path = tmp_path / f"faces/{person:03d}/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(rng, 112, "PNG"))
+    assert convert(tmp_path / "faces", tmp_path / "train.rec").returncode == 0
+    (train, test), (other_train, other_test) = (
+        picture_sets(tmp_path / name, seed=0) for name in ("faces", "train.rec")
+    )
+    assert torch.equal(train.images, other_train.images)
+    assert torch.equal(test.images, other_test.images)
+    assert torch.equal(train.dataset.tensors[1], other_train.dataset.tensors[1])
+    assert (test.pairs.first == other_test.pairs.first).all()
+    few, _ = picture_sets(tmp_path / "train.rec", seed=0, min_images=3)
+    assert "of 70 identities left out" in capsys.readouterr().err
+    assert few.num_identities == sum(np.bincount(train.dataset.tensors[1]) == 3)
+    with pytest.raises(ValueError, match="--min-images 4: no identity has as many; most have 3"):
+        enough_images(open_pictures(tmp_path / "faces"), 4)
