@@ -5,7 +5,8 @@
 
 Identities are points, and pictures noisy copies of them: what is shown is the head, not a data set.
 The backbone is in DDP; each process holds its part of the rows. The second command goes on from the
-checkpoint of the first, optimizer included. `head/` holds all rows for any other program.
+checkpoint of the first, optimizer included: a folder in use is always resumed. `head/` in it holds
+all rows for any other program.
 """
 
 import argparse
@@ -32,13 +33,20 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128, help="over all processes")
     parser.add_argument("--sample-rate", type=float, default=1.0, help="share of identities a step")
     options = parser.parse_args()
+    if "WORLD_SIZE" not in os.environ:
+        parser.error("start it with torchrun --nproc_per_node=1, or more processes")
+    ranks = int(os.environ["WORLD_SIZE"])
+    if options.batch_size < 1 or options.batch_size % ranks:
+        parser.error(
+            f"--batch-size must be a multiple of the {ranks} processes; got {options.batch_size}"
+        )
 
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo")
-    rank, ranks = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
 
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128)).to(device)
@@ -49,7 +57,7 @@ def main() -> None:
     trained = DistributedDataParallel(backbone)
     parameters = [*backbone.parameters(), *head.parameters()]
     optimizer = SGD(parameters, lr=0.2, momentum=0.9, weight_decay=1e-5)
-    begin = load(options.folder, backbone, head, optimizer)
+    begin = load(options, backbone, head, optimizer)
 
     own = options.batch_size // ranks
     for step in range(begin, options.steps):
@@ -66,11 +74,13 @@ def main() -> None:
                 f"step {step:3}  loss {loss.item():.3f}  accuracy {seen.accuracy.item():.2f}  "
                 f"angle {seen.angle.item():.2f} rad  {len(head.weight.to_local())} rows here"
             )
-    save(options.folder, backbone, head, optimizer, options.steps)
-    head.save_pretrained(options.folder / "head")
+    if begin < options.steps:
+        save(options, backbone, head, optimizer)
+        head.save_pretrained(options.folder / "head")
     dist.barrier()
     if rank == 0:
-        print(f"saved in {options.folder}", flush=True)
+        at_end = f"{options.folder} is at step {begin} already: nothing to do"
+        print(f"saved in {options.folder}" if begin < options.steps else at_end, flush=True)
     del trained, head, optimizer, parameters  # which hold the group that ends here
     dist.destroy_process_group()
 
@@ -85,23 +95,41 @@ def pictures(options: argparse.Namespace, step: int) -> tuple[torch.Tensor, torc
     return points[identities] + 0.2 * noise, identities
 
 
-def save(folder: Path, backbone: nn.Module, head: nn.Module, optimizer: SGD, steps: int) -> None:
+def save(options: argparse.Namespace, backbone: nn.Module, head: nn.Module, optimizer: SGD) -> None:
     """Write one logical checkpoint, each process its part."""
     model, state = get_state_dict(nn.ModuleList([backbone, head]), optimizer)
-    held = {"model": model, "optimizer": state, "steps": torch.tensor(steps)}
-    dcp.save(held, checkpoint_id=folder / "checkpoint")
+    held = {"model": model, "optimizer": state, "made": made_with(options)}
+    dcp.save(held, checkpoint_id=options.folder / "checkpoint")
 
 
-def load(folder: Path, backbone: nn.Module, head: nn.Module, optimizer: SGD) -> int:
+def load(options: argparse.Namespace, backbone: nn.Module, head: nn.Module, optimizer: SGD) -> int:
     """Read it, whatever number of processes wrote it; return after how many steps."""
-    if not (folder / "checkpoint").exists():
+    path = options.folder / "checkpoint"
+    if not path.exists():
         return 0
+    made = made_with(options)
+    dcp.load({"made": made}, checkpoint_id=path)
+    for name in ("identities", "sample_rate"):
+        saved, given = made[name].item(), getattr(options, name)
+        if saved != given:
+            raise SystemExit(
+                f"--{name.replace('_', '-')} must be {saved}, with which {options.folder} was "
+                f"made; got {given}: pass {saved}, or another --folder"
+            )
     both = nn.ModuleList([backbone, head])
     model, state = get_state_dict(both, optimizer)
-    held = {"model": model, "optimizer": state, "steps": torch.tensor(0)}
-    dcp.load(held, checkpoint_id=folder / "checkpoint")
+    dcp.load({"model": model, "optimizer": state}, checkpoint_id=path)
     set_state_dict(both, optimizer, model_state_dict=model, optim_state_dict=state)
-    return int(held["steps"])
+    return int(made["steps"])
+
+
+def made_with(options: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Return what a checkpoint says of its making, in the types it is saved in."""
+    return {
+        "steps": torch.tensor(options.steps),
+        "identities": torch.tensor(options.identities),
+        "sample_rate": torch.tensor(options.sample_rate, dtype=torch.float64),
+    }
 
 
 if __name__ == "__main__":

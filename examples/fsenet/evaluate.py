@@ -3,10 +3,12 @@
     python examples/fsenet/evaluate.py runs/default-0/network --protocol procedural
     python examples/fsenet/evaluate.py runs/lfw-0/network --protocol lfw --faces lfw112.zip
     python examples/fsenet/evaluate.py embeddings.npz --protocol lfw --faces lfw112.zip
+    python examples/fsenet/evaluate.py runs/lfw-0/network --protocol bin --faces cfp_fp.bin
 
 An .npz holds `embeddings`, float `n d`, and `names`, n strings: the pictures' paths below the
-folder of identities (`Abel_Pacheco/Abel_Pacheco_0001.jpg`). With `--all-folds` LFW's ten folds
-are evaluated as published; only for networks that were not trained on people of LFW.
+folder of identities (`Abel_Pacheco/Abel_Pacheco_0001.jpg`), or the numbers of those of a `.bin`,
+from `0` on. With `--all-folds` LFW's ten folds are evaluated as published; only for networks that
+were not trained on people of LFW.
 """
 
 import sys
@@ -21,7 +23,14 @@ import numpy as np
 import torch
 import tyro
 from arms import measure
-from data.faces import TEST_FROM, TestSet, draw_faces, drawn_test_set, lfw_test_set
+from data.faces import (
+    TEST_FROM,
+    TestSet,
+    bin_test_set,
+    draw_faces,
+    drawn_test_set,
+    lfw_test_set,
+)
 from describe import TestTime, describe
 from fit import Workplace
 from limits import check_numbers
@@ -38,8 +47,8 @@ class Arguments:
 
     Args:
         checkpoint: the `network/` or `baseline/` folder of a run, or an `.npz` of embeddings.
-        protocol: `procedural` draws its pictures; `lfw` reads them from `--faces`.
-        faces: LFW as a folder or zip with its lists.
+        protocol: `procedural` draws its pictures; `lfw` and `bin` read them from `--faces`.
+        faces: LFW as a folder or zip with its lists; or one of insightface's `.bin` files.
         all_folds: LFW's ten folds instead of the two that `train.py` leaves untrained.
         output: write the JSON there instead of printing it.
         seed: of the drawn people.
@@ -50,7 +59,7 @@ class Arguments:
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    protocol: Literal["procedural", "lfw"]
+    protocol: Literal["procedural", "lfw", "bin"]
     faces: Path | None = None
     all_folds: bool = False
     output: Path | None = None
@@ -118,7 +127,7 @@ def load_test_set(arguments: Arguments) -> TestSet:
     """
     if arguments.protocol == "procedural":
         if arguments.faces is not None or arguments.all_folds:
-            raise ValueError("--faces and --all-folds are for --protocol lfw: leave them out")
+            raise ValueError("--faces and --all-folds are for other protocols: leave them out")
         if arguments.identities < 20 or arguments.samples < 2:
             raise ValueError(
                 "--identities must be at least 20, and --samples at least 2: ten folds need two "
@@ -128,7 +137,13 @@ def load_test_set(arguments: Arguments) -> TestSet:
         faces = draw_faces(arguments.seed, people, arguments.samples)
         return drawn_test_set(faces, arguments.seed)
     if arguments.faces is None:
-        raise ValueError("--protocol lfw needs --faces: LFW as a folder or zip with its lists")
+        kind = {"lfw": "LFW as a folder or zip with its lists", "bin": "a .bin of insightface"}
+        name = arguments.protocol
+        raise ValueError(f"--protocol {name} needs --faces: {kind[name]}")
+    if arguments.protocol == "bin":
+        if arguments.all_folds:
+            raise ValueError("--all-folds is for --protocol lfw: a .bin always has ten folds")
+        return bin_test_set(arguments.faces)
     protocol = LfwProtocol.read(arguments.faces)
     folds = range(10) if arguments.all_folds else (8, 9)
     return lfw_test_set(arguments.faces, protocol, folds)

@@ -167,7 +167,7 @@ def test_errors(tmp_path):
         evaluate.load_test_set(Arguments(None, "lfw"))
     for options in ({"faces": tmp_path}, {"all_folds": True}):
         with pytest.raises(
-            ValueError, match="--faces and --all-folds are for --protocol lfw: leave"
+            ValueError, match="--faces and --all-folds are for other protocols: leave"
         ):
             evaluate.load_test_set(Arguments(None, "procedural", **options))
     for options in ({"identities": 19}, {"samples": 1}):

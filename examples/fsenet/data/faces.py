@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from protocols.bins import read_bin
 from protocols.lfw import LfwProtocol
 from protocols.pairs import Pairs, draw_pairs
 from torch import Tensor
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from data.archives import Source
 from data.batches import worker_errors
-from data.images import IdentityPictures, decode_all
+from data.images import IdentityPictures, decode_all, load_rgb
 from data.pictures import enough_images, holds_records, open_pictures
 from data.procedural import DRAWERS, ProceduralFaces
 
@@ -162,6 +163,29 @@ def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> Tes
     # all pairs of all of LFW's pictures are too many; of two folds they are 3.6 million
     lists = None if published else protocol
     return TestSet(decode_all(pictures), pictures.paths, pairs, flags, lists)
+
+
+def bin_test_set(path: Path) -> TestSet:
+    """Return the pairs of a `.bin`; its pictures are faces of 112 x 112.
+
+    Raises:
+        DamagedImage: one cannot be decoded.
+        ValueError: see `read_bin`, or a picture is of another size.
+    """
+    found = read_bin(path)
+    images = np.empty((len(found.pictures), SIZE, SIZE, 3), dtype=np.uint8)
+    for index, data in enumerate(tqdm(found.pictures, desc="decoding", unit="picture")):
+        picture = load_rgb(data, f"{path}: picture {index}")
+        if picture.shape != images.shape[1:]:
+            raise ValueError(
+                f"{path}: picture {index} is {picture.shape[1]}x{picture.shape[0]}, not "
+                f"{SIZE}x{SIZE}: align the faces first (docs/how-to/alignment.md)"
+            )
+        images[index] = picture
+    flags = {"name": "bin", "file": path.name, "sha256": found.sha256, "folds": 10}
+    flags |= {"pairs": len(found.same)}
+    names = tuple(map(str, range(len(images))))
+    return TestSet(torch.from_numpy(images).permute(0, 3, 1, 2), names, found.pairs(), flags)
 
 
 def in_memory(images: Tensor, identities: Tensor) -> TrainingSet:

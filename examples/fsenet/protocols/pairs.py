@@ -14,14 +14,14 @@ class Pairs:
         second: index of the other, p.
         same: whether both show one identity, p.
         fold: of each pair, p; no identity occurs in two folds.
-        identities: of each picture, n.
+        identities: of each picture, n; None where they are not known.
     """
 
     first: np.ndarray
     second: np.ndarray
     same: np.ndarray
     fold: np.ndarray
-    identities: np.ndarray
+    identities: np.ndarray | None
 
 
 def draw_pairs(identities: np.ndarray, pairs_per_fold: int, seed: int, folds: int = 10) -> Pairs:

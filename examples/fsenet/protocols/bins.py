@@ -1,0 +1,147 @@
+"""insightface's verification sets: a pickle of 2 n encoded pictures and n answers.
+
+A pickle is a program: whoever loads one runs what its author wrote. Nothing is run here. The
+unpickler knows lists, bytes, numbers and NumPy arrays of numbers, and refuses every other name.
+LFW, CFP-FP, AgeDB-30, CALFW and CPLFW come in this form; pictures 2 i and 2 i + 1 are pair i, and
+the ten folds are contiguous.
+
+Source: deepinsight/insightface, `recognition/arcface_torch/eval/verification.py`.
+"""
+
+import hashlib
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from data.archives import MAX_BYTES
+from jaxtyping import Bool
+
+from protocols.pairs import Pairs
+
+MOST_BYTES = 4 * 2**30  # of a .bin, all of which is read; LFW's has 60 MB
+FOLDS = 10
+
+
+class VerificationBin(NamedTuple):
+    """The pictures of pairs, still encoded, and whether both show one person."""
+
+    pictures: tuple[bytes, ...]
+    same: Bool[np.ndarray, " p"]
+    sha256: str
+
+    def pairs(self) -> Pairs:
+        """Return the pairs in ten contiguous folds; who the people are is not known."""
+        count = len(self.same)
+        first = 2 * np.arange(count)
+        # As scikit-learn's KFold: the first folds get one more.
+        fold = np.repeat(np.arange(FOLDS), [len(x) for x in np.array_split(first, FOLDS)])
+        return Pairs(first, first + 1, self.same, fold, None)
+
+
+def read_bin(path: str | Path) -> VerificationBin:
+    """Read a `.bin` without running what it says.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such pickle, asks for anything but plain data, is too large, or its
+            numbers of pictures and answers do not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: pass one of insightface's .bin files")
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path} is refused: more than {MOST_BYTES} bytes")
+    data = path.read_bytes()
+    try:
+        found = _Plain(io.BytesIO(data), encoding="bytes").load()
+    except _Refused as error:
+        raise ValueError(
+            f"{path} is refused: it asks for {error}, and a verification set holds pictures and "
+            "answers alone. Do not load it with pickle"
+        ) from None
+    except Exception as error:  # damaged pickles raise whatever their numbers lead to
+        raise ValueError(f"{path} is no verification set, or a damaged one ({error})") from None
+    if not (isinstance(found, tuple | list) and len(found) == 2):
+        raise ValueError(f"{path} must hold pictures and answers; got {type(found).__name__}")
+    try:
+        pictures = tuple(map(_encoded, found[0]))
+        same = np.asarray(found[1], dtype=np.float64)
+        fits = same.ndim == 1 and np.isin(same, (0, 1)).all() and len(pictures) == 2 * len(same)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds something else than pictures ({error})") from None
+    if not fits or len(same) < FOLDS:
+        raise ValueError(
+            f"{path} must hold two pictures an answer, which is True or False, of {FOLDS} pairs at "
+            f"least; got {len(pictures)} pictures and answers {list(same.shape)}"
+        )
+    return VerificationBin(pictures, same == 1, hashlib.sha256(data).hexdigest())
+
+
+def write_bin(path: str | Path, pictures: Sequence[bytes], same: Sequence[bool]) -> None:
+    """Write a `.bin` as insightface does."""
+    with Path(path).open("xb") as file:
+        pickle.dump((list(pictures), list(map(bool, same))), file, pickle.HIGHEST_PROTOCOL)
+
+
+class _Refused(Exception):
+    """The name of something that is no plain data."""
+
+
+class _Plain(pickle.Unpickler):
+    """Build lists, bytes, numbers and arrays of numbers, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        """Return one of the few names that plain data needs."""
+        if module.startswith(("numpy.core.", "numpy._core.")):  # before and since NumPy 2
+            module = "numpy"
+        known = {
+            ("numpy", "_reconstruct"): _empty_array,
+            ("numpy", "scalar"): _scalar,
+            ("numpy", "_frombuffer"): _array,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): _dtype,
+            ("_codecs", "encode"): _latin,
+        }
+        if (module, name) not in known:
+            raise _Refused(f"{module}.{name}")
+        return known[module, name]
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], dtype: bytes) -> np.ndarray:
+    # NumPy always writes an empty one, and sets its numbers afterwards: a large one is a trap.
+    if kind is not np.ndarray or tuple(shape) != (0,):
+        raise _Refused("an array that is not empty")
+    return np.ndarray((0,), np.int8)
+
+
+def _array(data: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _dtype(name: str | bytes, *_: object) -> np.dtype:
+    found = np.dtype(name.decode() if isinstance(name, bytes) else name)
+    if found.kind not in "biuf":
+        raise _Refused(f"an array of {found}")
+    return found
+
+
+def _scalar(dtype: np.dtype, data: bytes) -> Any:
+    return np.frombuffer(data, dtype)[0]
+
+
+def _latin(text: str, encoding: str) -> bytes:  # how Python 3 writes bytes for Python 2
+    if encoding not in ("latin1", b"latin1"):
+        raise _Refused(f"the codec {encoding!r}")
+    return text.encode("latin1")
+
+
+def _encoded(picture: object) -> bytes:
+    data = picture.tobytes() if isinstance(picture, np.ndarray) else picture
+    if not isinstance(data, bytes) or len(data) > MAX_BYTES:
+        raise TypeError(f"a picture is {type(picture).__name__}, not bytes, or too large")
+    if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
+        raise TypeError(f"a picture is an array of {picture.dtype}, not of encoded bytes")
+    return data

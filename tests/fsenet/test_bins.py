@@ -1,0 +1,134 @@
+"""insightface's .bin files: read without running anything, and counted as insightface counts."""
+
+import io
+import json
+import os
+import pickle
+import struct
+
+import evaluate
+import numpy as np
+import pytest
+from evaluate import Arguments
+from PIL import Image
+from protocols.bins import read_bin, write_bin
+
+PICTURES = [bytes([i]) * 3 for i in range(24)]
+SAME = [i % 3 == 0 for i in range(12)]
+
+
+def dump(path, content, protocol=2):
+    path.write_bytes(pickle.dumps(content, protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("arrays", [False, True])
+def test_forms(tmp_path, protocol, arrays):
+    """Every protocol of pickle; bytes or arrays of them, bools or arrays."""
+    content = (PICTURES, SAME)
+    if arrays:
+        content = ([np.frombuffer(x, np.uint8) for x in PICTURES], np.array(SAME))
+    found = read_bin(dump(tmp_path / "a.bin", content, protocol))
+    assert found.pictures == tuple(PICTURES)
+    assert found.same.tolist() == SAME
+
+
+def test_python_2(tmp_path):
+    """Where bytes are strings: written here by hand, opcode by opcode."""
+    short = b"".join(b"U" + bytes([len(x)]) + x for x in PICTURES)
+    answers = b"".join(b"\x88" if x else b"\x89" for x in SAME)
+    data = b"\x80\x02](" + short + b"e](" + answers + b"e\x86."
+    (tmp_path / "a.bin").write_bytes(data)
+    found = read_bin(tmp_path / "a.bin")
+    assert (found.pictures, found.same.tolist()) == (tuple(PICTURES), SAME)
+
+
+def test_written(tmp_path):
+    write_bin(tmp_path / "a.bin", PICTURES, SAME)
+    assert pickle.loads((tmp_path / "a.bin").read_bytes()) == (PICTURES, SAME)
+    assert read_bin(tmp_path / "a.bin").pictures == tuple(PICTURES)
+
+
+class Call:
+    def __init__(self, *what):
+        self.what = what
+
+    def __reduce__(self):
+        return self.what
+
+
+def test_nothing_is_run(tmp_path):
+    """Neither a command, nor a large array, nor one of objects, nor a codec of choice."""
+    mark = tmp_path / "ran"
+    core = np.zeros(1).__reduce__()[0]
+    cases = {
+        "posix.system": Call(os.system, (f"touch {mark}",)),
+        "__builtin__.eval": Call(eval, (f"open({str(mark)!r}, 'w')",)),
+        "__builtin__.getattr": Call(getattr, (os, "system")),
+        "numpy.load": Call(np.load, ("x",)),
+        "an array that is not empty": Call(core, (np.ndarray, (2**40,), b"b")),
+        "an array of object": np.array([None]),
+        "the codec 'zip'": Call(__import__("_codecs").encode, ("x", "zip")),
+    }
+    for name, content in cases.items():
+        with pytest.raises(ValueError, match=f"is refused: it asks for .*{name}"):
+            read_bin(dump(tmp_path / "a.bin", (PICTURES, content)))
+    assert not mark.exists()
+
+
+def test_errors(tmp_path):
+    path = tmp_path / "a.bin"
+    whole = pickle.dumps((PICTURES, SAME))
+    cases = {
+        "is no verification set, or a damaged one": whole[:40],
+        "must hold pictures and answers; got int": pickle.dumps(7),
+        "a picture is int, not bytes": pickle.dumps(([1] * 24, SAME)),
+        "an array of float32, not of encoded bytes": pickle.dumps(
+            ([np.ones(3, np.float32)] * 24, SAME)
+        ),
+        "got 23 pictures and answers [12]": pickle.dumps((PICTURES[1:], SAME)),
+        "got 18 pictures and answers [9]": pickle.dumps((PICTURES[:18], SAME[:9])),
+        "which is True or False": pickle.dumps((PICTURES, [2] * 12)),
+    }
+    for message, data in cases.items():
+        path.write_bytes(data)
+        with pytest.raises(ValueError) as caught:
+            read_bin(path)
+        assert message in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"pass one of insightface's \.bin files"):
+        read_bin(tmp_path / "nowhere.bin")
+    # A header that promises more than there is.
+    path.write_bytes(b"\x80\x04B" + struct.pack("<I", 2**31) + b"x")
+    with pytest.raises(ValueError, match="damaged"):
+        read_bin(path)
+
+
+def test_evaluate(tmp_path, capsys):
+    """By hand: of 20 pairs, one genuine pair looks like strangers; so 19 of 20 are right."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (112, 112)).save(buffer, "PNG")
+    same = [True, False] * 10
+    write_bin(tmp_path / "a.bin", [buffer.getvalue()] * 40, same)
+    embeddings = np.zeros((40, 2))
+    embeddings[:, 0] = 1
+    for pair, one in enumerate(same):
+        if not one or pair == 6:
+            embeddings[2 * pair + 1] = (0, 1)
+    names = [str(i) for i in range(40)]
+    np.savez(tmp_path / "e.npz", embeddings=embeddings, names=names)
+    arguments = Arguments(tmp_path / "e.npz", "bin", tmp_path / "a.bin")
+    evaluate.main(arguments)
+    found = json.loads(capsys.readouterr().out)
+    numbers = found["arms"]["embeddings"]
+    assert numbers["accuracy"] == 0.95
+    assert numbers["insightface"] == {"accuracy": 0.95, "std": pytest.approx(0.15)}
+    assert "rank_1" not in numbers
+    assert found["protocol"]["pairs"] == 20
+    assert len(found["protocol"]["sha256"]) == 64
+    for change, message in (
+        ({"faces": None}, "--protocol bin needs --faces: a .bin of insightface"),
+        ({"all_folds": True}, "a .bin always has ten folds"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate.main(Arguments(**vars(arguments) | change))
