@@ -6,6 +6,7 @@ backward, the embeddings' gradients, of which each rank has the share of its own
 and sent back to where the embeddings came from. Gradients of the rows need no exchange.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from partlocal.logsumexp import How, Negatives, backward, forward, without_autocast
+from partlocal.logsumexp import (
+    How,
+    Negatives,
+    backward,
+    class_indices,
+    forward,
+    without_autocast,
+)
 from partlocal.shard import Shard
 
 
@@ -45,6 +53,18 @@ class Batch:
         start = sum(self.sizes[:rank])
         return slice(start, start + self.sizes[rank])
 
+    def classes(self, v: int, ignore_index: int) -> Tensor:
+        """Return the labels with -1 for the ignored ones, or name the rank of one that is wrong."""
+        try:
+            return class_indices(self.labels, v, ignore_index)
+        except ValueError:
+            for rank, labels in enumerate(self.labels.split(self.sizes)):
+                try:
+                    class_indices(labels, v, ignore_index)
+                except ValueError as error:
+                    raise ValueError(f"{error} of rank {rank}") from None
+            raise
+
     def negatives(self, embeddings: Tensor, rows: Tensor, targets: Tensor, how: How) -> Negatives:
         """Return `Negatives` of all samples, the same on all ranks.
 
@@ -69,13 +89,19 @@ class Batch:
 
 
 def check_group(group: dist.ProcessGroup, device: torch.device) -> None:
-    """Refuse a group that cannot exchange tensors of this device.
+    """Refuse what is no group, or one that cannot exchange tensors of this device.
 
     Raises:
+        TypeError: it is no group.
         ValueError: the rank is not in the group, or its backend is for other devices.
     """
-    if dist.get_rank(group) < 0:
+    if group == dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("process_group must hold this rank: build the head on its members alone")
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"process_group must be a torch.distributed.ProcessGroup; got {group!r}: pass "
+            "dist.group.WORLD, dist.new_group(...) or mesh.get_group()"
+        )
     backends = dict(pair.split(":") for pair in dist.get_backend_config(group).split(","))
     if device.type not in backends and device.type != "meta":
         raise ValueError(
@@ -183,6 +209,52 @@ def gather_batch(
     gathered = gather_rows([embeddings, labels.long(), norm], sizes, group)
     batch = Batch(group, gathered[0], gathered[1], gathered[2], tuple(sizes))
     return embeddings, norm, batch
+
+
+def agreed(
+    name: str, make: Callable[[], Tensor], optimizer: bool, group: dist.ProcessGroup,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """Return the order of classes that `make` returns, if it is the same on all ranks.
+
+    Args:
+        name: of the argument that it is made of.
+        make: which refuses it by an error where it is wrong.
+        optimizer: whether this rank moves the rows of one too.
+        group: whose ranks call this together.
+        device: of the rows.
+
+    Raises:
+        Exception: that of `make`, on its rank.
+        ValueError: another rank has a problem, or the ranks do not agree.
+    """
+    order, problem = torch.empty(0, dtype=torch.long), None
+    try:
+        order = make()
+    except (ValueError, TypeError) as error:  # the others must hear of it
+        problem = error
+    digest = hashlib.blake2b(order.cpu().numpy().tobytes(), digest_size=8).digest()
+    facts = [int(problem is not None), len(order), int.from_bytes(digest, "little", signed=True)]
+    of_all = _all_gather(torch.tensor([[*facts, int(optimizer)]], device=device), group)
+    failed, counts, digests, optimizers = of_all.T.tolist()
+    if problem is not None:
+        raise problem
+    if any(failed):
+        raise ValueError(
+            f"class-parallel head: rank {failed.index(1)} refused its arguments; its own error "
+            "says why"
+        )
+    if len(set(digests)) > 1:
+        raise ValueError(
+            f"{name} must be the same on all ranks; got what leads to {counts} classes, rank by "
+            "rank, which are not the same: let one rank choose, and broadcast"
+        )
+    if len(set(optimizers)) > 1:
+        raise ValueError(
+            f"optimizer must be passed on all ranks or on none; got one on the ranks "
+            f"{[rank for rank, passed in enumerate(optimizers) if passed]} alone: pass it on all"
+        )
+    return order
 
 
 class _Spread(torch.autograd.Function):
@@ -330,14 +402,14 @@ def move_rows(
     sent = []
     for rank in range(new.ranks):
         want = wanted(rank)
-        sent.append(flat[want[held(want, old.rank)] - old.start].contiguous())
+        sent.append(want[held(want, old.rank)] - old.start)
     mine = wanted(new.rank)
     places = [held(mine, rank) for rank in range(old.ranks)]
     out = flat.new_zeros(new.count, flat.shape[1])
     received = flat.new_empty(sum(map(len, places)), flat.shape[1])
     with together(group):
         dist.all_to_all_single(
-            received, torch.cat(sent), [*map(len, places)], [*map(len, sent)], group=group
+            received, flat[torch.cat(sent)], [*map(len, places)], [*map(len, sent)], group=group
         )
     out[torch.cat(places)] = received
     return out.view(new.count, *rows.shape[1:])

@@ -1,6 +1,7 @@
 """The rows of a head, one a class: drawn, copied, and put in another order, in optimizers too."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +39,32 @@ def copy_rows(rows: Tensor, shard: Shard, source: Tensor | Sequence[Tensor]) -> 
 
     Raises:
         ValueError: there are more or fewer classes, or rows of another width.
+        TypeError: they are no tensors.
     """
-    parts = [source] if isinstance(source, Tensor) else list(source)
-    shapes, count = [list(part.shape) for part in parts], sum(map(len, parts))
-    width = rows.shape[1]
-    if count != shard.classes or any(shape[1:] != [width] for shape in shapes):
+    given: object = source
+    many = isinstance(given, Iterable) and not isinstance(given, Tensor | str)
+    parts: list[Tensor] = list(given) if many else [given]  # type: ignore
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise TypeError(
+                f"rows must be a tensor [v, d] or several; got {type(part).__name__}: pass "
+                "torch.as_tensor(rows), or read_rows(...) of partlocal.head_files for files"
+            )
+    shapes = [list(part.shape) for part in parts]
+    count, width = sum(shape[0] for shape in shapes if shape), rows.shape[1]
+    widths = {tuple(shape[1:]) for shape in shapes}
+    if count != shard.classes or widths != {(width,)}:
+        way = f"pass matrices of {width} columns"
+        if widths == {(width,)}:
+            way = f"build the head with num_classes={count}"
+        elif [len(found) for found in widths] == [1]:
+            way = (
+                "pass the transposed matrix if it is [d, v], or build the head with "
+                f"in_features={shapes[0][1]}, num_classes={count}"
+            )
         raise ValueError(
             f"rows must be [{shard.classes}, {width}] in all (num_classes, in_features of this "
-            f"head); got {shapes}: build the head with num_classes={count}, or pass the transposed "
-            "matrix if it is [d, v]"
+            f"head); got {shapes}: {way}"
         )
     begin = 0
     for part in parts:
@@ -69,6 +87,19 @@ def pick_rows(tensor: Tensor, source: Tensor) -> Tensor:
     return tensor.detach().index_select(0, source.clamp(min=0)).masked_fill_(fresh, 0)
 
 
+def check_size(name: str, size: object) -> None:
+    """Refuse what is no whole number, or below 1.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is below 1.
+    """
+    if not isinstance(size, Integral):
+        raise TypeError(f"{name} must be a whole number; got {size!r}")
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1; got {size}")
+
+
 def check_order(indices: Tensor | Sequence[int], classes: int) -> Tensor:
     """Return which classes are kept, or refuse what names them wrongly.
 
@@ -76,12 +107,16 @@ def check_order(indices: Tensor | Sequence[int], classes: int) -> Tensor:
         ValueError: there are none, one is out of range or named twice.
         TypeError: they are a mask, or no whole numbers.
     """
-    order = torch.as_tensor(indices).cpu()
-    if order.numel() and (order.is_floating_point() or order.dtype == torch.bool):
+    try:
+        order = torch.as_tensor(indices).cpu()
+    except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"indices must be whole numbers; got {order.dtype}: for a mask pass "
-            "mask.nonzero()[:, 0]"
-        )
+            f"indices must be whole numbers, such as [3, 1, 4]; got {indices!r:.60}"
+        ) from None
+    if order.numel() and order.dtype == torch.bool:
+        raise TypeError("indices must be whole numbers; got a mask: pass mask.nonzero()[:, 0]")
+    if order.numel() and (order.is_floating_point() or order.is_complex()):
+        raise TypeError(f"indices must be whole numbers; got {order.dtype}: pass indices.long()")
     order = order.long()
     if order.ndim != 1 or len(order) == 0:
         raise ValueError(f"indices must name at least one class; got {list(order.shape)}")

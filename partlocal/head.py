@@ -2,8 +2,8 @@
 
 import copy
 import math
-from collections.abc import Sequence
-from numbers import Integral
+from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from partlocal.class_rows import (
     check_optimizer,
     check_order,
+    check_size,
     copy_rows,
     draw_rows,
     hand_over,
@@ -81,7 +82,8 @@ class ArcFaceHead(HubModule):
         process_group: whose ranks hold the rows, in equal shares.
         averaged: whether the backbone's gradients are averaged over ranks, as DDP and FSDP2 do; the
             embeddings' are multiplied by the number of ranks then. False if they are summed.
-        debug: name the first embedding that is not finite; waits for the device in every step.
+        debug: name the first embedding that is not finite, unless its sample is ignored; waits for
+            the device in every step.
         implementation: see `negative_logsumexp`.
         device: where the rows are made.
         dtype: of the rows.
@@ -89,7 +91,8 @@ class ArcFaceHead(HubModule):
     Raises:
         ValueError: a size is below 1, `scale` is not positive, `sample_rate` is outside (0, 1], an
             option is unknown, or `process_group` has no backend for the device.
-        TypeError: a size is no whole number, or `margin` no margin.
+        TypeError: a size is no whole number, `sample_rate` no number, `margin` no margin, or
+            `process_group` no group.
     """
 
     weight: nn.Parameter
@@ -114,11 +117,10 @@ class ArcFaceHead(HubModule):
         super().__init__()
         check_implementation(implementation, "negative_logsumexp")
         check_scale(scale)
-        for name, size in (("in_features", in_features), ("num_classes", num_classes)):
-            if not isinstance(size, Integral):
-                raise TypeError(f"{name} must be a whole number; got {size!r}")
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1; got {size}")
+        check_size("in_features", in_features)
+        check_size("num_classes", num_classes)
+        if not isinstance(sample_rate, float | Real):
+            raise TypeError(f"sample_rate must be a number; got {sample_rate!r}: 1 takes all")
         if not 0 < sample_rate <= 1:
             raise ValueError(f"sample_rate must be in (0, 1]; got {sample_rate}: 1 takes all")
         if not callable(margin):
@@ -229,7 +231,7 @@ class ArcFaceHead(HubModule):
         embeddings, norm, batch = gather_batch(
             embeddings, labels, length, self.process_group, self._rows().device, problem
         )
-        classes = class_indices(batch.labels, self.num_classes, self.ignore_index)
+        classes = batch.classes(self.num_classes, self.ignore_index)
         here = (classes >= shard.start) & (classes < shard.stop)
         rows, targets = self._rows(), torch.where(here, classes - shard.start, -1)
         if self._samples:
@@ -245,7 +247,8 @@ class ArcFaceHead(HubModule):
         if norm is not None:
             check_norm(norm, labels)
         if self.debug:
-            refuse_lost(embeddings)
+            ignored = labels.long() == self.ignore_index
+            refuse_lost(embeddings.masked_fill(ignored[:, None], 0))
 
     @property
     def _samples(self) -> bool:
@@ -318,6 +321,7 @@ class ArcFaceHead(HubModule):
 
         Raises:
             ValueError: there are more or fewer classes, or rows of another width.
+            TypeError: they are no tensors.
         """
         copy_rows(self._rows().detach(), self._shard(), rows)
 
@@ -334,13 +338,17 @@ class ArcFaceHead(HubModule):
                 and what it remembers of a row stays with it.
 
         Raises:
-            ValueError: `n` is below 1, or `optimizer` does not hold this head's weight.
+            ValueError: `n` is below 1 or not the same on all ranks, or `optimizer` does not hold
+                this head's weight.
+            TypeError: `n` is no whole number.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1; got {n}")
         old = self.num_classes
-        source = torch.cat([torch.arange(old), torch.full((n,), -1)])
-        self._rearrange(source, optimizer)
+
+        def order() -> Tensor:
+            check_size("n", n)
+            return torch.cat([torch.arange(old), torch.full((n,), -1)])
+
+        self._rearrange("n", order, optimizer)
         self._draw(old)
 
     def keep(
@@ -354,25 +362,36 @@ class ArcFaceHead(HubModule):
             optimizer: as in `extend`.
 
         Raises:
-            ValueError: there are none, one is out of range or named twice, or `optimizer` does not
-                hold this head's weight.
+            ValueError: there are none, one is out of range or named twice, they are not the same on
+                all ranks, or `optimizer` does not hold this head's weight.
             TypeError: they are a mask, or no whole numbers.
         """
-        self._rearrange(check_order(indices, self.num_classes), optimizer)
+        self._rearrange("indices", lambda: check_order(indices, self.num_classes), optimizer)
 
     @torch.no_grad()
-    def _rearrange(self, source: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
-        """Make class j what class `source[j]` was, in an optimizer too; -1 leaves zeros."""
-        check_optimizer(optimizer, self.weight)
+    def _rearrange(
+        self, name: str, order: Callable[[], Tensor], optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        """Make class j what class `order()[j]` was, in an optimizer too; -1 leaves zeros.
+
+        `name` is that of the argument that `order` reads, and refuses where it is wrong.
+        """
         old, weight, group = self._shard(), self.weight, self.process_group
+
+        def checked() -> Tensor:
+            check_optimizer(optimizer, weight)
+            return order()
+
         if group is None:
+            source = checked()
 
             def moved(tensor: Tensor) -> Tensor:
                 return pick_rows(tensor, source)
 
         else:
-            from partlocal.class_parallel import as_shard, move_rows  # noqa: PLC0415
+            from partlocal.class_parallel import agreed, as_shard, move_rows  # noqa: PLC0415
 
+            source = agreed(name, checked, optimizer is not None, group, local_part(weight).device)
             new = Shard(len(source), old.rank, old.ranks)
 
             def moved(tensor: Tensor) -> Tensor:

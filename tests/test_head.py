@@ -357,15 +357,35 @@ def test_errors_of_changing_classes(monkeypatch):
         (lambda: head.keep([]), "indices must name at least one class"),
         (lambda: head.keep([3, 20]), r"indices must be in \[0, 20\); got 20"),
         (lambda: head.keep([3, 3]), "indices must name each class once; got one twice"),
-        (lambda: head.load_rows(torch.ones(21, 6)), r"rows must be \[20, 6\] in all"),
-        (lambda: head.load_rows(torch.ones(6, 20)), "pass the transposed matrix if it is"),
+        (
+            lambda: head.load_rows(torch.ones(21, 6)),
+            r"rows must be \[20, 6\] in all .*; got \[\[21, 6\]\]: build .* with num_classes=21$",
+        ),
+        (
+            lambda: head.load_rows([torch.ones(9, 5), torch.ones(11, 5)]),
+            "pass the transposed .*, or build the head with in_features=5, num_classes=20$",
+        ),
+        (lambda: head.load_rows([]), r"got \[\]: pass matrices of 6 columns$"),
+        (lambda: head.load_rows(torch.ones(20)), r"got \[\[20\]\]: pass matrices of 6 columns$"),
         (lambda: ArcFaceHead(6, 20, sample_rate=0.0), r"sample_rate must be in \(0, 1\]; got 0.0"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
-    for wrong in (torch.ones(20) > 0, [0.0, 1.0]):
-        with pytest.raises(TypeError, match="indices must be whole numbers; got torch"):
-            head.keep(torch.as_tensor(wrong))
+    for call, message in (
+        (lambda: head.keep(torch.ones(20) > 0), r"got a mask: pass mask.nonzero\(\)\[:, 0\]"),
+        (lambda: head.keep([0.5]), r"got torch.float32: pass indices.long\(\)"),
+        (lambda: head.keep(torch.ones(1) + 0j), "indices must be whole numbers; got torch.compl"),
+        (lambda: head.keep("one"), r"indices must be whole numbers, such as .*; got 'one'"),
+        (lambda: head.extend(2.5), "n must be a whole number; got 2.5"),
+        (lambda: head.extend("3"), "n must be a whole number; got '3'"),
+        (lambda: head.load_rows("."), r"rows must be a tensor .*; got str: .*, or read_rows"),
+        (lambda: head.load_rows([[1.0]]), r"rows must be a tensor \[v, d\] or several; got list"),
+        (lambda: head.load_rows(None), r"rows must be a tensor \[v, d\] or several; got NoneType"),
+        (lambda: ArcFaceHead(6, 20, sample_rate="0.1"), "sample_rate must be a number; got '0.1'"),
+        (lambda: ArcFaceHead(6, 20, sample_rate=None), "sample_rate must be a number; got None"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
     assert head.weight.shape == (20, 6)
 
 
@@ -572,6 +592,9 @@ def test_debug_names_the_embedding():
     with pytest.raises(ValueError, match=message):
         head(x, labels)
     assert head.margin.mean == 20
+    ignored = labels.clone()
+    ignored[[3, 5]] = -1
+    assert ArcFaceHead(6, 20, debug=True)(x, ignored).isfinite()
     head.debug = False
     assert head(x, labels).isnan()
     assert head.margin.mean.isfinite()  # the statistics of the others

@@ -326,6 +326,41 @@ def sampled(group):
         assert (after[seen] != before[seen]).any(1).all()
 
 
+def arguments_that_differ(group):
+    """Every rank refuses to change the classes where the ranks do not mean the same."""
+    first = group.rank() == 0
+    head, _ = heads(group)
+    optimizer = SGD(head.parameters(), lr=0.1)
+    for call, message in (
+        (lambda: head.extend(3 if first else 4), r"n must be the same .* leads to \[14, 15"),
+        (lambda: head.keep([0, 1] if first else [0]), "indices must be the same on all ranks"),
+        (
+            lambda: head.keep([0, 1] if first else [1, 0]),
+            r"leads to \[2, 2.*which are not the same",
+        ),
+        (
+            lambda: head.extend(3, optimizer if first else None),
+            r"optimizer must be passed on all ranks or on none; got one on the ranks \[0\] alone",
+        ),
+        (
+            lambda: head.keep([V] if first else [0]),
+            f"got {V}$" if first else "rank 0 refused its arguments; its own error says why",
+        ),
+        (
+            lambda: head.extend(0 if first else 1),
+            "n must be at least 1; got 0" if first else "rank 0 refused its arguments",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert head.num_classes == V == len(head.weight)
+    head.extend(2, optimizer)
+    head.keep(range(1, V + 2) if first else torch.arange(1, V + 2), optimizer)  # the same ones
+    assert head.num_classes == V + 1
+    with pytest.raises(TypeError, match=r"got 'world': pass dist\.group\.WORLD"):
+        ArcFaceHead(D, V, process_group="world")
+
+
 def step_once(head, optimizer, group, seed):
     x, labels, own = batch(group, seed=seed, classes=head.num_classes)
     optimizer.zero_grad()
@@ -462,9 +497,13 @@ def bad_input(group):
     head, _ = heads(group)
     x, labels, own = batch(group)
     labels[0] = V
-    with pytest.raises(ValueError, match=f"got {V} at position 0"):
+    with pytest.raises(ValueError, match=f"got {V} at position 0 of rank 0$"):
         head(x[own], labels[own])
-    labels[0] = 0
+    labels[0], labels[-1] = 0, -7
+    rank = group.size() - 2  # the last one with samples
+    with pytest.raises(ValueError, match=f"got -7 at position {[4, 1, 3][rank]} of rank {rank}$"):
+        head(x[own], labels[own])
+    labels[-1] = 0
     other = "rank 0 refused its samples; its own error says why"
     for wrong, kind, message in (
         (x[own, :3], ValueError, r"embeddings must be \[b, 6\]"),
@@ -503,6 +542,7 @@ SCENARIOS = [
     sampled,
     moved_to_other_ranks,
     more_and_fewer_classes,
+    arguments_that_differ,
     one_file,
     bad_input,
 ]
