@@ -4,11 +4,13 @@
     python examples/fsenet/evaluate.py runs/lfw-0/network --protocol lfw --faces lfw112.zip
     python examples/fsenet/evaluate.py embeddings.npz --protocol lfw --faces lfw112.zip
     python examples/fsenet/evaluate.py runs/lfw-0/network --protocol bin --faces cfp_fp.bin
+    python examples/fsenet/evaluate.py features.npz --protocol ijbc --faces IJBC/
 
 An .npz holds `embeddings`, float `n d`, and `names`, n strings: the pictures' paths below the
 folder of identities (`Abel_Pacheco/Abel_Pacheco_0001.jpg`), or the numbers of those of a `.bin`,
-from `0` on. With `--all-folds` LFW's ten folds are evaluated as published; only for networks that
-were not trained on people of LFW.
+from `0` on; for IJB, whose pictures are named as in its lists, embeddings keep their length, which
+counts. With `--all-folds` LFW's ten folds are evaluated as published; only for networks that were
+not trained on people of LFW.
 """
 
 import sys
@@ -16,7 +18,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
 import numpy as np
@@ -36,6 +38,7 @@ from fit import Workplace
 from limits import check_numbers
 from machine import choose_precision, to_json, versions, write_json
 from model import load_network
+from protocols.ijb import IjbProtocol
 from protocols.lfw import LfwProtocol
 from torch import Tensor
 from torch.nn import functional as F
@@ -47,8 +50,12 @@ class Arguments:
 
     Args:
         checkpoint: the `network/` or `baseline/` folder of a run, or an `.npz` of embeddings.
-        protocol: `procedural` draws its pictures; `lfw` and `bin` read them from `--faces`.
-        faces: LFW as a folder or zip with its lists; or one of insightface's `.bin` files.
+        protocol: `procedural` draws its pictures; `lfw` and `bin` read them from `--faces`; `ijbb`
+            and `ijbc` take an `.npz` of embeddings alone, and read their lists there.
+        faces: LFW as a folder or zip with its lists; one of insightface's `.bin` files; or the
+            folder that holds IJB's lists, or their `meta/`.
+        unit_features: bring IJB's embeddings to length 1 first (insightface's N0).
+        detector_scores: weigh IJB's embeddings with the scores of the detector (D1).
         all_folds: LFW's ten folds instead of the two that `train.py` leaves untrained.
         output: write the JSON there instead of printing it.
         seed: of the drawn people.
@@ -59,8 +66,10 @@ class Arguments:
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    protocol: Literal["procedural", "lfw", "bin"]
+    protocol: Literal["procedural", "lfw", "bin", "ijbb", "ijbc"]
     faces: Path | None = None
+    unit_features: bool = False
+    detector_scores: bool = True
     all_folds: bool = False
     output: Path | None = None
     seed: int = 0
@@ -74,13 +83,16 @@ def main(arguments: Arguments) -> None:
     """Describe the pictures, score the pairs, write the numbers."""
     check_numbers(arguments)
     check_paths(arguments)
+    if arguments.protocol in ("ijbb", "ijbc"):
+        give(evaluate_ijb(arguments), arguments.output)
+        return
     net = None
     if arguments.checkpoint.suffix != ".npz":
         net = load_network(arguments.checkpoint)
     test = load_test_set(arguments)
     made = {}
     if net is None:
-        vectors = {"embeddings": read_embeddings(arguments.checkpoint, test.names)}
+        vectors = {"embeddings": F.normalize(read_embeddings(arguments.checkpoint, test.names))}
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         place = Workplace(Path(), device, choose_precision(arguments.precision, device))
@@ -99,10 +111,42 @@ def main(arguments: Arguments) -> None:
         "versions": versions(),
         "arms": measure(vectors, test)[0],
     }
-    if arguments.output is None:
+    give(result, arguments.output)
+
+
+def give(result: dict[str, Any], output: Path | None) -> None:
+    """Print a result, or write it."""
+    if output is None:
         print(to_json(result))
     else:
-        write_json(result, arguments.output)
+        write_json(result, output)
+
+
+def evaluate_ijb(arguments: Arguments) -> dict[str, Any]:
+    """Compare templates of embeddings that were made before.
+
+    Raises:
+        ValueError: there are none, or the lists are not there.
+    """
+    name = arguments.protocol
+    if arguments.faces is None or arguments.checkpoint.suffix != ".npz":
+        raise ValueError(
+            f"--protocol {name} needs an .npz of embeddings, and --faces: the folder that holds "
+            f"{name}_face_tid_mid.txt and the other lists, or their meta/"
+        )
+    if arguments.all_folds:
+        raise ValueError("--all-folds is for --protocol lfw: leave it out")
+    protocol = IjbProtocol.read(arguments.faces, name)
+    features = read_embeddings(arguments.checkpoint, protocol.names).numpy()
+    unit, detector = arguments.unit_features, arguments.detector_scores
+    flags = {"name": name, "list_sha256": protocol.hashes, "similarity": "cosine"}
+    how = {"feature_norm": "N0" if unit else "N1", "detector_score": "D1" if detector else "D0"}
+    return {
+        "checkpoint": str(arguments.checkpoint),
+        "protocol": flags | how | {"media": "mean", "template": "sum, then L2"},
+        "versions": versions(),
+        "arms": {"embeddings": protocol.evaluate(features, unit, detector)},
+    }
 
 
 def check_paths(arguments: Arguments) -> None:
@@ -150,7 +194,7 @@ def load_test_set(arguments: Arguments) -> TestSet:
 
 
 def read_embeddings(path: Path, names: tuple[str, ...]) -> Tensor:
-    """Return the unit embeddings of the named pictures, in their order.
+    """Return the embeddings of the named pictures, in their order and of their length.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -179,7 +223,7 @@ def read_embeddings(path: Path, names: tuple[str, ...]) -> Tensor:
     vectors = torch.from_numpy(embeddings[[row[name] for name in names]]).float()
     if not torch.isfinite(vectors).all():
         raise ValueError(f"{path} holds embeddings that are not finite")
-    return F.normalize(vectors, dim=1)
+    return vectors
 
 
 if __name__ == "__main__":

@@ -1,0 +1,213 @@
+"""IJB-B and IJB-C: sets of pictures compared with each other, and looked for in two galleries.
+
+The lists are those that insightface's evaluation reads: `ijbc_face_tid_mid.txt` (face, template,
+medium), `ijbc_name_5pts_score.txt` (face, five points, the detector's score),
+`ijbc_template_pair_label.txt`, and as CSV `ijbc_1N_gallery_G1`, `_G2` (IJB-B: `_S1`, `_S2`) and
+`ijbc_1N_probe_mixed`.
+
+Source: Whitelam and others, CVPR workshops 2017, and Maze and others, ICB 2018.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from data.archives import Source
+from jaxtyping import Bool, Float, Int
+
+from partlocal.evaluation import auc, rank_k, tar_at_far, tpir_at_fpir
+from protocols.templates import pair_scores, template_vectors
+
+Name = Literal["ijbb", "ijbc"]
+GALLERIES: dict[str, tuple[str, str]] = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
+FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+FPIRS = (1e-2, 1e-1)
+RANKS = (1, 5, 10)
+LARGEST = 2**30  # bytes of a list; the pairs of IJB-C have 0.25 GB
+
+
+class People(NamedTuple):
+    """Templates, and whom each shows."""
+
+    templates: Int[np.ndarray, " t"]
+    subjects: Int[np.ndarray, " t"]
+
+
+@dataclass(frozen=True, eq=False)
+class IjbProtocol:
+    """The lists of IJB-B or IJB-C.
+
+    Args:
+        names: of the faces.
+        templates: of each face.
+        media: of each face.
+        detector: the score of each face's detection.
+        first: template of each pair.
+        second: the other.
+        same: whether both show one person.
+        galleries: the two.
+        probes: that are looked for in each.
+        hashes: sha256 of each list file.
+    """
+
+    names: tuple[str, ...]
+    templates: Int[np.ndarray, " n"]
+    media: Int[np.ndarray, " n"]
+    detector: Float[np.ndarray, " n"]
+    first: Int[np.ndarray, " p"]
+    second: Int[np.ndarray, " p"]
+    same: Bool[np.ndarray, " p"]
+    galleries: dict[str, People]
+    probes: People
+    hashes: dict[str, str]
+
+    @classmethod
+    def read(cls, path: str | Path, name: Name) -> "IjbProtocol":
+        """Read the lists in a folder, zip or tar, at its top or in `meta/`.
+
+        Raises:
+            FileNotFoundError: a list is not there.
+            ValueError: a line is not as it should be, or lists do not belong together.
+        """
+        lists = _Lists(Source(path), name)
+        faces = lists.rows("face_tid_mid.txt", 3)
+        points = lists.rows("name_5pts_score.txt", 12)
+        pairs = lists.numbers("template_pair_label.txt", 3)
+        names = tuple(row[0] for row in faces)
+        if [row[0] for row in points] != list(names):
+            raise ValueError(f"{path}: the faces of {name}_face_tid_mid.txt and of "
+                             f"{name}_name_5pts_score.txt differ")  # fmt: skip
+        try:
+            templates, media = np.array([row[1:] for row in faces], dtype=np.int64).T
+            detector = np.array([row[11] for row in points], dtype=np.float64)
+        except ValueError as error:
+            raise ValueError(f"{path}: a list of faces holds no number ({error})") from None
+        if not np.isin(pairs[:, 2], (0, 1)).all():
+            raise ValueError(f"{path}: {name}_template_pair_label.txt has labels beside 0 and 1")
+        galleries = {x: lists.people(f"1N_gallery_{x}.csv") for x in GALLERIES[name]}
+        probes = lists.people("1N_probe_mixed.csv")
+        used = [pairs[:, :2].ravel(), probes.templates, *(g.templates for g in galleries.values())]
+        if missing := sorted(set(np.concatenate(used).tolist()) - set(templates.tolist())):
+            raise ValueError(
+                f"{path}: {len(missing)} templates have no face, first {missing[:5]}: the lists do "
+                "not belong together"
+            )
+        return cls(
+            names, templates, media, detector, pairs[:, 0], pairs[:, 1], pairs[:, 2] == 1,
+            galleries, probes, lists.hashes,
+        )  # fmt: skip
+
+    def write(self, folder: str | Path, name: Name) -> None:
+        """Write the lists, in the layout that they are read from; five points are those of none."""
+        folder = Path(folder)
+        faces = zip(self.names, self.templates, self.media, self.detector, strict=True)
+        lines: dict[str, list[str]] = {"face_tid_mid.txt": [], "name_5pts_score.txt": []}
+        for face, template, medium, score in faces:
+            lines["face_tid_mid.txt"].append(f"{face} {template} {medium}")
+            lines["name_5pts_score.txt"].append(f"{face} {'0 ' * 10}{score}")
+        pairs = zip(self.first, self.second, self.same.astype(int), strict=True)
+        lines["template_pair_label.txt"] = [" ".join(map(str, pair)) for pair in pairs]
+        everybody = {f"gallery_{x}": people for x, people in self.galleries.items()}
+        for kind, people in (everybody | {"probe_mixed": self.probes}).items():
+            rows = [f"{t},{s}" for t, s in zip(*people, strict=True)]
+            lines[f"1N_{kind}.csv"] = ["TEMPLATE_ID,SUBJECT_ID", *rows]
+        for file, rows in lines.items():
+            (folder / f"{name}_{file}").write_text("\n".join(rows) + "\n")
+
+    def evaluate(
+        self, features: np.ndarray, unit: bool = False, detector: bool = True
+    ) -> dict[str, Any]:
+        """Return all rates of features, one row a face in the order of `names`.
+
+        Args:
+            features: of any length; usually original and mirrored picture added.
+            unit: bring each to length 1 first (insightface's N0; else N1).
+            detector: weigh each with the detector's score (D1; else D0).
+
+        Raises:
+            ValueError: see `template_vectors`.
+        """
+        weights = self.detector if detector else None
+        ids, vectors = template_vectors(features, self.templates, self.media, weights, unit)
+        first, second = np.searchsorted(ids, self.first), np.searchsorted(ids, self.second)
+        scores = pair_scores(vectors, first, second)
+        modes: tuple[Literal["strict", "parity"], ...] = ("strict", "parity")
+        tar = {mode: tar_at_far(scores, self.same, np.array(FARS), mode) for mode in modes}
+        found: dict[str, Any] = {
+            "pairs": len(scores),
+            "auc": auc(scores, self.same),
+            "tar_at_far": {m: dict(zip(map(str, FARS), x.tolist(), strict=True))
+                           for m, x in tar.items()},
+        }  # fmt: skip
+        probes = vectors[np.searchsorted(ids, self.probes.templates)]
+        tpir: dict[str, list[np.ndarray]] = {mode: [] for mode in modes}
+        hits, mated = np.zeros(len(RANKS)), 0
+        for gallery in self.galleries.values():
+            scores = probes @ vectors[np.searchsorted(ids, gallery.templates)].T
+            who = (gallery.subjects, self.probes.subjects)
+            for mode in modes:
+                tpir[mode].append(tpir_at_fpir(scores, *who, np.array(FPIRS), mode))
+            has = np.isin(self.probes.subjects, gallery.subjects)
+            mated += np.count_nonzero(has)
+            ranks = np.minimum(RANKS, len(gallery.subjects))
+            hits += has.sum() * rank_k(scores[has], gallery.subjects, who[1][has], ranks)
+        found["tpir_at_fpir"] = {
+            mode: dict(zip(map(str, FPIRS), np.mean(x, 0).tolist(), strict=True))
+            for mode, x in tpir.items()
+        }
+        return found | {"rank": dict(zip(map(str, RANKS), (hits / mated).tolist(), strict=True))}
+
+
+class _Lists:
+    """Read the list files of a source, and remember their hashes."""
+
+    def __init__(self, source: Source, name: str) -> None:
+        self.source, self.name = source, name
+        self.hashes: dict[str, str] = {}
+
+    def text(self, file: str) -> str:
+        for name in (f"{self.name}_{file}", f"meta/{self.name}_{file}"):
+            if name in self.source:
+                data = self.source.read(name, LARGEST)
+                self.hashes[name] = hashlib.sha256(data).hexdigest()
+                return data.decode("utf-8", errors="replace")
+        raise FileNotFoundError(f"{self.source.path} holds no {self.name}_{file}, nor in meta/")
+
+    def rows(self, file: str, width: int, separator: str | None = None) -> list[list[str]]:
+        rows = [line.split(separator) for line in self.text(file).splitlines() if line.strip()]
+        for number, row in enumerate(rows, 1):
+            if len(row) != width:
+                raise ValueError(
+                    f"{self.source.path}: {self.name}_{file} line {number} should have {width} "
+                    f"fields; got {len(row)}"
+                )
+        return rows
+
+    def numbers(self, file: str, width: int) -> np.ndarray:
+        """Return whole numbers; at once, because there are 16 million lines."""
+        text = self.text(file)
+        try:
+            found = np.fromstring(text, dtype=np.int64, sep=" ")
+            if not len(found) == width * (text.count("\n") + (not text.endswith("\n"))):
+                raise ValueError(f"{len(found)} numbers")
+        except (ValueError, DeprecationWarning) as error:
+            raise ValueError(
+                f"{self.source.path}: {self.name}_{file} must hold {width} whole numbers a line "
+                f"({error})"
+            ) from None
+        return found.reshape(-1, width)
+
+    def people(self, file: str) -> People:
+        """Return each template once; the lists name it once a face, after a line of titles."""
+        lines = self.text(file).splitlines()[1:]
+        try:
+            rows = np.array([line.split(",")[:2] for line in lines if line], dtype=np.int64)
+            templates, index = np.unique(rows[:, 0], return_index=True)
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"{self.source.path}: {self.name}_{file} must begin with template and subject, "
+                f"whole numbers ({error})"
+            ) from None
+        return People(templates, rows[index, 1])

@@ -1,0 +1,171 @@
+"""IJB against loops that follow its descriptions, on a small world in its own layout."""
+
+import dataclasses
+import json
+import re
+
+import evaluate
+import numpy as np
+import pytest
+from protocols import templates
+from protocols.ijb import FARS, FPIRS, GALLERIES, IjbProtocol, People
+from protocols.templates import pair_scores, template_vectors
+
+PEOPLE, D = 30, 6
+
+
+def world(name, seed=0):
+    """Two templates a person, each of one to five faces in one to three media, and features."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(PEOPLE, D))
+    rows, features = [], []
+    for template in range(2 * PEOPLE):
+        for _ in range(rng.integers(1, 6)):
+            rows.append((100 + template, rng.integers(3)))
+            features.append(centres[template // 2] + 0.8 * rng.normal(size=D))
+    order = rng.permutation(len(rows))  # the lists are not sorted by template
+    ids, media = np.array(rows)[order].T
+    first, second = np.triu_indices(2 * PEOPLE, 1)
+    half = np.arange(0, 2 * PEOPLE, 2)
+    galleries = {
+        x: People(100 + some, some // 2)
+        for x, some in zip(GALLERIES[name], (half[:12], half[12:24]), strict=True)
+    }
+    protocol = IjbProtocol(
+        tuple(f"{i}.jpg" for i in range(len(rows))), ids, media, rng.uniform(0.5, 1, len(rows)),
+        100 + first, 100 + second, first // 2 == second // 2, galleries,
+        People(101 + half, half // 2), {},
+    )  # fmt: skip
+    return protocol, np.array(features)[order]
+
+
+def by_loops(protocol, features, unit, detector):
+    """The vectors, template by template and medium by medium."""
+    found = {}
+    for template in sorted(set(protocol.templates)):
+        total = np.zeros(D)
+        for medium in sorted(set(protocol.media[protocol.templates == template])):
+            vectors = []
+            for i in np.flatnonzero((protocol.templates == template) & (protocol.media == medium)):
+                vector = features[i] / np.linalg.norm(features[i]) if unit else features[i]
+                vectors.append(vector * (protocol.detector[i] if detector else 1))
+            total += np.mean(vectors, 0)
+        found[template] = total / np.linalg.norm(total)
+    return found
+
+
+@pytest.mark.parametrize("block", [1, 7, 2**16])
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("detector", [False, True])
+def test_templates(unit, detector, block, monkeypatch):
+    monkeypatch.setattr(templates, "BLOCK", block)
+    protocol, features = world("ijbc")
+    weights = protocol.detector if detector else None
+    ids, vectors = template_vectors(features, protocol.templates, protocol.media, weights, unit)
+    expected = by_loops(protocol, features, unit, detector)
+    assert ids.tolist() == list(expected)
+    np.testing.assert_allclose(vectors, list(expected.values()), atol=2e-6)
+    scores = pair_scores(vectors, np.array([0, 3, 5]), np.array([1, 3, 0]))
+    assert scores == pytest.approx([vectors[0] @ vectors[1], 1, vectors[5] @ vectors[0]], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ijbb", "ijbc"])
+def test_rates(tmp_path, name):
+    """Written and read again; then every rate counted by hand, strictly and as insightface does."""
+    protocol, features = world(name)
+    (tmp_path / "meta").mkdir()
+    protocol.write(tmp_path / "meta", name)
+    read = IjbProtocol.read(tmp_path, name)
+    for field in dataclasses.fields(IjbProtocol):
+        if field.name != "hashes":
+            np.testing.assert_equal(getattr(read, field.name), getattr(protocol, field.name))
+    found = read.evaluate(features)
+    vectors = by_loops(protocol, features, unit=False, detector=True)
+    scores = np.array([vectors[a] @ vectors[b]
+                       for a, b in zip(protocol.first, protocol.second, strict=True)])  # fmt: skip
+    genuine, impostors = scores[protocol.same], np.sort(scores[~protocol.same])[::-1]
+    for far in FARS:
+        allowed = int(far * len(impostors) + 1e-9)
+        assert found["tar_at_far"]["strict"][str(far)] == np.mean(genuine > impostors[allowed])
+    hits, mated, expected = 0, 0, {mode: [] for mode in ("strict", "parity")}
+    for people in protocol.galleries.values():
+        tops, strangers = [], []
+        for template, subject in zip(*protocol.probes, strict=True):
+            row = np.array([vectors[template] @ vectors[g] for g in people.templates])
+            mate = people.subjects == subject
+            if not mate.any():
+                strangers.append(row.max())
+                continue
+            mated += 1
+            hits += row[mate].max() > row[~mate].max()
+            tops.append((row[mate].max(), row[~mate].max()))
+        strangers = sorted(strangers, reverse=True)
+        for mode, places in (
+            ("strict", [int(x * len(strangers)) for x in FPIRS]),
+            ("parity", [max(int(x * len(strangers)) - 1, 0) for x in FPIRS]),
+        ):
+            expected[mode].append(
+                [np.mean([m > max(o, strangers[p]) for m, o in tops]) for p in places]
+            )
+    assert found["rank"]["1"] == hits / mated
+    for mode, rates in expected.items():
+        np.testing.assert_allclose(list(found["tpir_at_fpir"][mode].values()), np.mean(rates, 0))
+    assert 0.2 < found["tar_at_far"]["strict"]["0.01"] < found["tar_at_far"]["strict"]["0.1"] < 1
+    assert found["pairs"] == PEOPLE * (2 * PEOPLE - 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"unit_features": True, "detector_scores": False}])
+def test_evaluate(tmp_path, capsys, options):
+    """As a user calls it, with embeddings in another order than the lists'."""
+    protocol, features = world("ijbc")
+    protocol.write(tmp_path, "ijbc")
+    order = np.random.default_rng(0).permutation(len(features))
+    names = np.array(protocol.names)[order]
+    np.savez(tmp_path / "e.npz", names=names, embeddings=features[order].astype(np.float32))
+    evaluate.main(evaluate.Arguments(tmp_path / "e.npz", "ijbc", tmp_path, **options))
+    found = json.loads(capsys.readouterr().out)
+    kind = ("N0", "D0") if options else ("N1", "D1")
+    assert (found["protocol"]["feature_norm"], found["protocol"]["detector_score"]) == kind
+    assert len(found["protocol"]["list_sha256"]) == 6
+    expected = protocol.evaluate(features.astype(np.float32), bool(options), not options)
+    assert found["arms"]["embeddings"] == json.loads(json.dumps(expected))
+    for arguments in ({"faces": None}, {"checkpoint": tmp_path}):
+        given = {"checkpoint": tmp_path / "e.npz", "protocol": "ijbc", "faces": tmp_path}
+        with pytest.raises(ValueError, match=r"--protocol ijbc needs an \.npz of embeddings, and"):
+            evaluate.main(evaluate.Arguments(**given | arguments))
+
+
+def test_errors(tmp_path):
+    protocol, features = world("ijbc")
+    protocol.write(tmp_path, "ijbc")
+    cases = {
+        "face_tid_mid.txt": [
+            (lambda s: s.replace("0.jpg", "9999.jpg", 1), "name_5pts_score.txt differ"),
+            (lambda s: s.replace(" ", " x", 1), "a list of faces holds no number"),
+            (lambda s: "one two\n" + s, "line 1 should have 3 fields; got 2"),
+        ],
+        "template_pair_label.txt": [
+            (lambda s: s + "100 101 2\n", "has labels beside 0 and 1"),
+            (lambda s: s + "100 101\n", "must hold 3 whole numbers a line"),
+            (lambda s: "a" + s, "must hold 3 whole numbers a line"),
+            (lambda s: s + "100 7 1\n100 8 1\n", "2 templates have no face, first [7, 8]"),
+        ],
+        "1N_gallery_G1.csv": [(lambda s: s + "x,y\n", "must begin with template and subject")],
+    }
+    for file, changes in cases.items():
+        path = tmp_path / f"ijbc_{file}"
+        whole = path.read_text()
+        for change, message in changes:
+            path.write_text(change(whole))
+            with pytest.raises(ValueError, match=re.escape(message)):
+                IjbProtocol.read(tmp_path, "ijbc")
+        path.write_text(whole)
+    with pytest.raises(FileNotFoundError, match=r"holds no ijbb_face_tid_mid\.txt, nor in meta/"):
+        IjbProtocol.read(tmp_path, "ijbb")
+    features[3] = np.nan
+    with pytest.raises(ValueError, match="features must be finite; row 3 is not"):
+        protocol.evaluate(features)
+    with pytest.raises(ValueError, match="must have a row a face; got 3"):
+        protocol.evaluate(features[:3])
+    with pytest.raises(ValueError, match="template 100 has a vector of zero"):
+        protocol.evaluate(np.zeros_like(features))
