@@ -134,6 +134,8 @@ def options_of(script: str) -> set[str]:
         for field in dataclasses.fields(cls):
             option = prefix + field.name.replace("_", "-")
             found.add(option)
+            if field.default is True:
+                found.add("--no-" + option.removeprefix("--"))
             if field.default_factory is not dataclasses.MISSING:
                 collect(type(field.default_factory()), option + ".")
 
@@ -144,7 +146,7 @@ def options_of(script: str) -> set[str]:
 def test_options_named_in_the_docs_exist():
     pytest.importorskip("tyro")
     known = {"--help", "--nproc-per-node", "--nnodes"}
-    for script in ("options.py", "train_parser.py", "evaluate.py"):
+    for script in ("options.py", "train_parser.py", "evaluate.py", "data/convert.py"):
         known |= options_of(script)
     known |= set(
         re.findall(r'"(--[a-z-]+)"', (ROOT / "examples/fsenet/data/procedural.py").read_text())
