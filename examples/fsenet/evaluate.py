@@ -5,6 +5,7 @@
     python examples/fsenet/evaluate.py embeddings.npz --protocol lfw --faces lfw112.zip
     python examples/fsenet/evaluate.py runs/lfw-0/network --protocol bin --faces cfp_fp.bin
     python examples/fsenet/evaluate.py features.npz --protocol ijbc --faces IJBC/
+    python examples/fsenet/evaluate.py features.npz --protocol ytf --faces splits.txt
 
 An .npz holds `embeddings`, float `n d`, and `names`, n strings: the pictures' paths below the
 folder of identities (`Abel_Pacheco/Abel_Pacheco_0001.jpg`), or the numbers of those of a `.bin`,
@@ -40,6 +41,7 @@ from machine import choose_precision, to_json, versions, write_json
 from model import load_network
 from protocols.ijb import IjbProtocol
 from protocols.lfw import LfwProtocol
+from protocols.ytf import YtfProtocol
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -50,10 +52,10 @@ class Arguments:
 
     Args:
         checkpoint: the `network/` or `baseline/` folder of a run, or an `.npz` of embeddings.
-        protocol: `procedural` draws its pictures; `lfw` and `bin` read them from `--faces`; `ijbb`
-            and `ijbc` take an `.npz` of embeddings alone, and read their lists there.
+        protocol: `procedural` draws its pictures; `lfw` and `bin` read them from `--faces`; `ijbb`,
+            `ijbc` and `ytf` take an `.npz` of embeddings alone, and read their lists there.
         faces: LFW as a folder or zip with its lists; one of insightface's `.bin` files; or the
-            folder that holds IJB's lists, or their `meta/`.
+            folder that holds IJB's lists, or their `meta/`, or YTF's `splits.txt`.
         unit_features: bring IJB's embeddings to length 1 first (insightface's N0).
         detector_scores: weigh IJB's embeddings with the scores of the detector (D1).
         all_folds: LFW's ten folds instead of the two that `train.py` leaves untrained.
@@ -66,7 +68,7 @@ class Arguments:
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    protocol: Literal["procedural", "lfw", "bin", "ijbb", "ijbc"]
+    protocol: Literal["procedural", "lfw", "bin", "ijbb", "ijbc", "ytf"]
     faces: Path | None = None
     unit_features: bool = False
     detector_scores: bool = True
@@ -83,8 +85,8 @@ def main(arguments: Arguments) -> None:
     """Describe the pictures, score the pairs, write the numbers."""
     check_numbers(arguments)
     check_paths(arguments)
-    if arguments.protocol in ("ijbb", "ijbc"):
-        give(evaluate_ijb(arguments), arguments.output)
+    if arguments.protocol in ("ijbb", "ijbc", "ytf"):
+        give(evaluate_features(arguments), arguments.output)
         return
     net = None
     if arguments.checkpoint.suffix != ".npz":
@@ -122,30 +124,38 @@ def give(result: dict[str, Any], output: Path | None) -> None:
         write_json(result, output)
 
 
-def evaluate_ijb(arguments: Arguments) -> dict[str, Any]:
-    """Compare templates of embeddings that were made before.
+def evaluate_features(arguments: Arguments) -> dict[str, Any]:
+    """Compare templates or videos of embeddings that were made before.
 
     Raises:
         ValueError: there are none, or the lists are not there.
     """
-    name = arguments.protocol
-    if arguments.faces is None or arguments.checkpoint.suffix != ".npz":
+    name, path = arguments.protocol, arguments.faces
+    if path is None or arguments.checkpoint.suffix != ".npz":
         raise ValueError(
             f"--protocol {name} needs an .npz of embeddings, and --faces: the folder that holds "
-            f"{name}_face_tid_mid.txt and the other lists, or their meta/"
+            + ("splits.txt" if name == "ytf" else f"{name}_face_tid_mid.txt and the other lists")
         )
     if arguments.all_folds:
         raise ValueError("--all-folds is for --protocol lfw: leave it out")
-    protocol = IjbProtocol.read(arguments.faces, name)
-    features = read_embeddings(arguments.checkpoint, protocol.names).numpy()
-    unit, detector = arguments.unit_features, arguments.detector_scores
-    flags = {"name": name, "list_sha256": protocol.hashes, "similarity": "cosine"}
-    how = {"feature_norm": "N0" if unit else "N1", "detector_score": "D1" if detector else "D0"}
+    flags: dict[str, Any] = {"name": name, "similarity": "cosine"}
+    if name == "ytf":
+        videos = YtfProtocol.read(path)
+        names, features = load_embeddings(arguments.checkpoint)
+        flags |= {"list_sha256": videos.sha256, "video": "mean of unit frames, then L2"}
+        found: dict[str, Any] = videos.evaluate(names, features)
+    else:
+        lists = IjbProtocol.read(path, name)
+        features = read_embeddings(arguments.checkpoint, lists.names).numpy()
+        unit, detector = arguments.unit_features, arguments.detector_scores
+        how = {"feature_norm": "N0" if unit else "N1", "detector_score": "D1" if detector else "D0"}
+        flags |= how | {"list_sha256": lists.hashes, "media": "mean", "template": "sum, then L2"}
+        found = lists.evaluate(features, unit, detector)
     return {
         "checkpoint": str(arguments.checkpoint),
-        "protocol": flags | how | {"media": "mean", "template": "sum, then L2"},
+        "protocol": flags,
         "versions": versions(),
-        "arms": {"embeddings": protocol.evaluate(features, unit, detector)},
+        "arms": {"embeddings": found},
     }
 
 
@@ -193,12 +203,12 @@ def load_test_set(arguments: Arguments) -> TestSet:
     return lfw_test_set(arguments.faces, protocol, folds)
 
 
-def read_embeddings(path: Path, names: tuple[str, ...]) -> Tensor:
-    """Return the embeddings of the named pictures, in their order and of their length.
+def load_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
+    """Return names and embeddings as they are stored.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no .npz with `embeddings` and `names`, or a picture has none.
+        ValueError: it is no .npz with as many different `names` as finite `embeddings`.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -209,16 +219,32 @@ def read_embeddings(path: Path, names: tuple[str, ...]) -> Tensor:
         raise ValueError(f"{path}: names must be a list of strings; got {list(found.shape)}")
     if embeddings.dtype.kind not in "fiu":
         raise ValueError(f"{path}: embeddings must be real numbers; got dtype {embeddings.dtype}")
-    row = {str(name): number for number, name in enumerate(found)}
-    if len(row) < len(found):
-        twice = next(str(name) for i, name in enumerate(found) if row[str(name)] != i)
+    names = list(map(str, found))
+    if len(set(names)) < len(names):
+        row = {name: number for number, name in enumerate(names)}
+        twice = next(name for number, name in enumerate(names) if row[name] != number)
         raise ValueError(f"{path} holds two embeddings of {twice}")
-    missing = [name for name in names if name not in row]
-    if embeddings.ndim != 2 or len(found) != len(embeddings) or missing:
+    if embeddings.ndim != 2 or len(names) != len(embeddings):
         raise ValueError(
-            f"{path} must hold one embedding a picture, [n, d] with n = {len(found)} names; got "
-            f"{list(embeddings.shape)}, and {len(missing)} pictures of the protocol have none"
-            + (f", first {missing[0]}" if missing else "")
+            f"{path} must hold one embedding a picture, [n, d] with n = {len(names)} names; got "
+            f"{list(embeddings.shape)}"
+        )
+    return names, embeddings
+
+
+def read_embeddings(path: Path, names: tuple[str, ...]) -> Tensor:
+    """Return the embeddings of the named pictures, in their order and of their length.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: see `load_embeddings`, or a picture has none.
+    """
+    found, embeddings = load_embeddings(path)
+    row = {name: number for number, name in enumerate(found)}
+    if missing := [name for name in names if name not in row]:
+        raise ValueError(
+            f"{path}: {len(missing)} pictures of the protocol have no embedding, first "
+            f"{', '.join(missing[:5])}"
         )
     vectors = torch.from_numpy(embeddings[[row[name] for name in names]]).float()
     if not torch.isfinite(vectors).all():

@@ -1,0 +1,81 @@
+"""YouTube Faces' list and measure against a loop."""
+
+import json
+import re
+
+import evaluate
+import numpy as np
+import pytest
+from protocols.ytf import YtfProtocol
+
+
+def world(path):
+    """Twenty people with two videos of one to four frames; ten folds of two and two pairs."""
+    rng = np.random.default_rng(0)
+    names, features = [], []
+    for person in range(20):
+        centre = rng.normal(size=5)
+        for video in range(2):
+            for frame in range(rng.integers(1, 5)):
+                names.append(f"P{person}/{video}/{frame}.jpg")
+                features.append(rng.uniform(1, 9) * (centre + 0.6 * rng.normal(size=5)))
+    lines = ["split number, pair number, first, second, is same, note"]
+    for fold in range(10):
+        a, b = 2 * fold, 2 * fold + 1
+        pairs = [(a, 0, a, 1, 1), (b, 0, b, 1, 1), (a, 0, b, 0, 0), (a, 1, b, 1, 0)]
+        for number, (p, i, q, j, same) in enumerate(pairs, 1):
+            lines.append(f"{fold + 1}, {number}, P{p}/{i}, P{q}/{j},  x, {same}")
+    path.write_text("\n".join(lines) + "\n\n")
+    return names, np.array(features)
+
+
+def test_against_a_loop(tmp_path, capsys):
+    names, features = world(tmp_path / "splits.txt")
+    protocol = YtfProtocol.read(tmp_path)
+    assert (len(protocol.same), protocol.first[5], protocol.fold[5]) == (40, "P3/0", 1)
+    scores = []
+    for pair in zip(protocol.first, protocol.second, strict=True):
+        a, b = (
+            np.mean([f / np.linalg.norm(f) for n, f in zip(names, features, strict=True)
+                     if n.startswith(video + "/")], 0)
+            for video in pair
+        )  # fmt: skip
+        scores.append(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    accuracies = []
+    for fold in range(10):
+        test = protocol.fold == fold
+        train = [(s, y) for s, y, t in zip(scores, protocol.same, test, strict=True) if not t]
+        right, threshold = max((np.mean([(s >= t) == y for s, y in train]), t) for t, _ in train)
+        assert right > 0.5
+        accuracies.append(np.mean((np.array(scores)[test] >= threshold) == protocol.same[test]))
+    found = protocol.evaluate(names, features)
+    assert found["accuracy"] == pytest.approx(np.mean(accuracies))
+    assert 0.6 < found["accuracy"] < 1
+
+    order = np.random.default_rng(1).permutation(len(names))
+    np.savez(tmp_path / "e.npz", names=np.array(names)[order], embeddings=features[order])
+    for faces in (tmp_path, tmp_path / "splits.txt"):
+        evaluate.main(evaluate.Arguments(tmp_path / "e.npz", "ytf", faces))
+        printed = json.loads(capsys.readouterr().out)
+        assert printed["arms"]["embeddings"]["accuracy"] == found["accuracy"]
+        assert printed["protocol"]["video"] == "mean of unit frames, then L2"
+
+
+def test_errors(tmp_path):
+    path = tmp_path / "splits.txt"
+    names, features = world(path)
+    with pytest.raises(
+        ValueError, match=re.escape("2 of the list's videos have no frame, first ['P")
+    ):
+        YtfProtocol.read(path).evaluate(names[8:], features[8:])
+    whole = path.read_text()
+    for line in ("1, 2, a/0, b/0, 2", "x, 2, a/0, b/0, 1", "1, 2, a/0, 1"):
+        path.write_text(whole + line)
+        with pytest.raises(ValueError, match=r"splits.txt line 43 should be 'split, pair"):
+            YtfProtocol.read(path)
+    path.write_text("split\n")
+    with pytest.raises(ValueError, match="holds no pairs"):
+        YtfProtocol.read(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no splits\.txt at its top"):
+        YtfProtocol.read(tmp_path)
