@@ -202,7 +202,9 @@ def test_errors(tmp_path):
     assert not boom.exists()
 
     save(path, ["a/1", "b/1"], two)
-    with pytest.raises(ValueError, match=r"and 2 pictures of the protocol have none, first c/1"):
+    with pytest.raises(
+        ValueError, match=r"2 pictures of the protocol have no embedding, first c/1, d/1"
+    ):
         read_embeddings(path, ("a/1", "c/1", "d/1"))
     for names, embeddings in ((["a/1"], two), (["a/1", "b/1"], two[0]), (["a/1"], two[None])):
         save(path, names, embeddings)
