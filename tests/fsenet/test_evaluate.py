@@ -203,7 +203,7 @@ def test_errors(tmp_path):
 
     save(path, ["a/1", "b/1"], two)
     with pytest.raises(
-        ValueError, match=r"2 pictures of the protocol have no embedding, first c/1, d/1"
+        ValueError, match=r"pictures of the protocol have no embedding, first c/1, d/1"
     ):
         read_embeddings(path, ("a/1", "c/1", "d/1"))
     for names, embeddings in ((["a/1"], two), (["a/1", "b/1"], two[0]), (["a/1"], two[None])):
