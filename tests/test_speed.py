@@ -103,3 +103,13 @@ def test_the_page_shows_what_was_found():
         assert "\n".join(lines) in text
     for _, figure in page["sections"]():
         assert figure.exists()
+
+
+def test_loading():
+    """Every format is read, beside torchvision's folder."""
+    command = [sys.executable, "benchmarks/loading.py", "--pictures", "100", "--workers", "0"]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    heads, *rows = (line.split("\t") for line in done.stdout.splitlines())
+    assert heads == ["way", "0 workers"]
+    assert [row[0] for row in rows] == ["torchvision", "folder", "zip", "tar", "rec"]
+    assert all(float(row[1]) > 0 for row in rows)

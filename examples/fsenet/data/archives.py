@@ -98,14 +98,20 @@ class Source:
             return self._members[name][1]
         if self._packed:
             return self._zip().getinfo(name).file_size
-        return (self.path / name).stat().st_size
+        return os.stat(self._file(name)).st_size
 
     def _bytes(self, name: str) -> bytes:
         if self._tar:
             archive, (offset, size) = self._open(lambda: self.path.open("rb")), self._members[name]
             archive.seek(offset)
             return archive.read(size)
-        return self._zip().read(name) if self._packed else (self.path / name).read_bytes()
+        if self._packed:
+            return self._zip().read(name)
+        with open(self._file(name), "rb") as file:
+            return file.read()
+
+    def _file(self, name: str) -> str:
+        return f"{self.path}/{name}"  # a Path would take as long as reading a small picture
 
     def _zip(self) -> zipfile.ZipFile:
         try:

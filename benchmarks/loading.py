@@ -1,0 +1,95 @@
+"""How many pictures a second the recipe reads from each format, beside torchvision's folder.
+
+    python benchmarks/loading.py                     # 3,000 drawn faces as JPEG, 0, 1 and 2 workers
+    python benchmarks/loading.py --faces lfw112.zip  # pictures of your own
+
+Every way reads the same pictures in the same shuffled order, decodes them with Pillow into uint8
+tensors and stacks batches of 64. The ways take turns; the median of five rounds is printed. The
+files are in the system's cache, so it is not the disk that is measured.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "examples/fsenet"
+sys.path[:0] = [str(RECIPE)]
+
+import torch
+from data.pictures import open_pictures
+from data.procedural import ProceduralFaces
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import PILToTensor
+
+ROUNDS = 5
+FORMATS = ("folder", "zip", "tar", "rec")
+
+
+def main() -> None:
+    """Print pictures a second by format and number of workers."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--faces", type=Path, help="a folder, zip, tar or .rec; else drawn ones")
+    parser.add_argument("--pictures", type=int, default=3000, help="drawn ones")
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
+        source = options.faces or draw(made / "drawn", options.pictures)
+        sets = readers(source, made)
+        print("way", *(f"{count} workers" for count in options.workers), sep="\t")
+        rates: dict[str, list[str]] = {name: [] for name in sets}
+        for workers in options.workers:
+            times: dict[str, list[float]] = {name: [] for name in sets}
+            for _ in range(ROUNDS):
+                for name, pictures in sets.items():
+                    times[name].append(seconds(pictures, workers))
+            for name, pictures in sets.items():
+                rates[name].append(f"{len(pictures) / statistics.median(times[name]):.0f}")
+        for name, found in rates.items():
+            print(name, *found, sep="\t")
+
+
+def draw(folder: Path, count: int) -> Path:
+    """Draw 100 people's faces, and write so many pictures of them."""
+    faces = ProceduralFaces(0, 100, 6)
+    drawn = [Image.fromarray(faces[i]["image"].permute(1, 2, 0).numpy()) for i in range(600)]
+    for number in range(count):
+        path = folder / f"{number % 100:03d}/{number // 100}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn[6 * (number % 100) + number // 100 % 6].save(path, quality=95)
+    return folder
+
+
+def readers(source: Path, folder: Path) -> dict[str, Dataset]:
+    """Convert the pictures to every format and open them."""
+    targets = {"zip": "a.zip", "tar": "a.tar", "rec": "rec/train.rec", "folder": "folder"}
+    (folder / "rec").mkdir()
+    for target in targets.values():
+        command = [sys.executable, str(RECIPE / "data/convert.py"), source, folder / target]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    found: dict[str, Dataset] = {x: open_pictures(folder / targets[x]) for x in FORMATS}
+    read: Callable[[str], Image.Image] = lambda path: Image.open(path).convert("RGB")  # noqa: E731
+    return {"torchvision": ImageFolder(folder / "folder", PILToTensor(), loader=read)} | found
+
+
+def seconds(pictures: Dataset, workers: int) -> float:
+    """Return how long one pass takes, from the first batch on: workers have started by then."""
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
+    batches = iter(DataLoader(pictures, batch_size=64, sampler=order, num_workers=workers))
+    first, _ = next(batches)
+    began, count = time.perf_counter(), 0
+    for images, _ in batches:
+        count += len(images)
+    return (time.perf_counter() - began) * len(pictures) / (len(pictures) - len(first))
+
+
+if __name__ == "__main__":
+    main()
