@@ -20,6 +20,8 @@ LOOKS = 3  # runs after which that is decided
 FEWEST, PATIENCE = 7, {"cpu": 60.0, "cuda": 4.0}  # runs that are enough after so many seconds
 LONG = 100.0  # milliseconds after which it does not matter what the caches held before
 
+CACHE = 2**27  # bytes, more than the second-level cache of any GPU
+
 Calls = Sequence[Callable[[], object]]
 
 
@@ -59,6 +61,11 @@ def interleave(
                 calls[0]()  # or the caches would be as the one before left them
             times[name].append(_one(calls, device, len(functions[name])))
     return times, {name: graph for name, (_, graph) in ready.items()}
+
+
+def copies_beyond_cache(size: int) -> int:
+    """Return how many inputs of `size` bytes the cache cannot hold together, but 64 at most."""
+    return min(1 + CACHE // size, 64)
 
 
 def _one(calls: Calls, device: torch.device, count: int) -> float:

@@ -25,7 +25,15 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples/fsenet")]
 
 import torch
-from common import Calls, ceilings, circumstances, interleave, machine, peak_megabytes
+from common import (
+    Calls,
+    ceilings,
+    circumstances,
+    copies_beyond_cache,
+    interleave,
+    machine,
+    peak_megabytes,
+)
 from models import model_rows
 from peers.provider import Provider
 from rows import Row, all_rows
@@ -37,7 +45,6 @@ from partlocal.kernels import KERNELS, runs_kernel
 # What a result may be off, relative to the largest number of the oracle.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 MOST_CHECKED = 10**6  # classes that are held against the oracle; the memory holds no more
-L2_BYTES = 2**27  # more than the second-level cache of any GPU
 
 
 def main() -> None:
@@ -173,8 +180,8 @@ def calls(provider: Provider, row: Row) -> Calls:
     run = torch.compile(provider.run, dynamic=False) if provider.compiled else provider.run
     copies = 1
     if row.inputs[0].is_cuda and row.values:  # a whole network passes through the cache
-        copies += L2_BYTES // sum(x.numel() * x.element_size() for x in row.inputs)
-    return [call(run, provider, row, fresh=bool(i)) for i in range(min(copies, 64))]
+        copies = copies_beyond_cache(sum(x.nbytes for x in row.inputs))
+    return [call(run, provider, row, fresh=bool(i)) for i in range(copies)]
 
 
 def call(run: Callable[..., Tensor], provider: Provider, row: Row, fresh: bool) -> Callable:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from common import interleave
+from common import copies_beyond_cache, interleave
 from rows import POOLED, draw, part_like
 from torch import Tensor
 
@@ -30,7 +30,6 @@ SHAPES = [
     "face 28x28 (FSENet)", "face 28x28, large batch", "face 56x56", "face 14x14", "re-ID 16x8",
     "ViT 7x7, large batch", "ViT 16x16, 768 channels",
 ]  # fmt: skip
-CACHE = 2**27  # bytes, more than any GPU's: inputs are rotated so that it holds none of the next
 Run = Callable[..., Any]
 
 
@@ -201,9 +200,8 @@ def head_cases(
 
 
 def rotated(x: Tensor) -> list[Tensor]:
-    """Return `x` and copies of it, so many that together they do not fit the cache."""
-    copies = min(CACHE // (x.numel() * x.element_size()), 63)
-    return [x, *(x.clone() for _ in range(copies))]
+    """Return `x` and copies of it, so many that the cache holds none of the next one's."""
+    return [x, *(x.clone() for _ in range(copies_beyond_cache(x.nbytes) - 1))]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -187,19 +187,12 @@ def gather_batch(
         Exception: `problem`, on its rank.
         ValueError: another rank has a problem, or embeddings are of unlike types.
     """
-    facts = [0, 1, 0, 0]
+    facts = [0, 0, 0]
     if norm is not None:
         row = embeddings.shape[1] * embeddings.element_size()
-        facts = [len(embeddings), 0, int(embeddings.requires_grad), row]
-    of_all = _all_gather(torch.tensor([facts], device=device), group).T.tolist()
-    sizes, failed, wanted, rows = of_all
-    if norm is None:
-        raise problem or ValueError("norm is missing")
-    if any(failed):
-        raise ValueError(
-            f"class-parallel head: rank {failed.index(1)} refused its samples; its own error says "
-            "why"
-        )
+        facts = [len(embeddings), int(embeddings.requires_grad), row]
+    sizes, wanted, rows = _told(problem, facts, "samples", group, device)
+    norm = cast(Tensor, norm)  # without a problem there is one
     if len(set(rows)) > 1:
         raise ValueError(
             f"embeddings must be of one dtype on all ranks; got rows of {rows} bytes: cast them"
@@ -209,6 +202,28 @@ def gather_batch(
     gathered = gather_rows([embeddings, labels.long(), norm], sizes, group)
     batch = Batch(group, gathered[0], gathered[1], gathered[2], tuple(sizes))
     return embeddings, norm, batch
+
+
+def _told(
+    problem: Exception | None, facts: list[int], what: str, group: dist.ProcessGroup,
+    device: torch.device,
+) -> list[list[int]]:  # fmt: skip
+    """Return each fact of all ranks, or raise on all of them if one has a problem.
+
+    Raises:
+        Exception: `problem`, on its rank.
+        ValueError: another rank refused `what` it was given.
+    """
+    row = torch.tensor([[int(problem is not None), *facts]], device=device)
+    failed, *found = _all_gather(row, group).T.tolist()
+    if problem is not None:
+        raise problem
+    if any(failed):
+        raise ValueError(
+            f"class-parallel head: rank {failed.index(1)} refused its {what}; its own error says "
+            "why"
+        )
+    return found
 
 
 def agreed(
@@ -234,16 +249,8 @@ def agreed(
     except (ValueError, TypeError) as error:  # the others must hear of it
         problem = error
     digest = hashlib.blake2b(order.cpu().numpy().tobytes(), digest_size=8).digest()
-    facts = [int(problem is not None), len(order), int.from_bytes(digest, "little", signed=True)]
-    of_all = _all_gather(torch.tensor([[*facts, int(optimizer)]], device=device), group)
-    failed, counts, digests, optimizers = of_all.T.tolist()
-    if problem is not None:
-        raise problem
-    if any(failed):
-        raise ValueError(
-            f"class-parallel head: rank {failed.index(1)} refused its arguments; its own error "
-            "says why"
-        )
+    facts = [len(order), int.from_bytes(digest, "little", signed=True), int(optimizer)]
+    counts, digests, optimizers = _told(problem, facts, "arguments", group, device)
     if len(set(digests)) > 1:
         raise ValueError(
             f"{name} must be the same on all ranks; got what leads to {counts} classes, rank by "

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from data.faces import TestSet
 from describe import Described
-from protocols.pairs import Pairs
+from protocols.pairs import Pairs, as_insightface
 from torch import Tensor
 
 from partlocal.evaluation import (
@@ -81,7 +81,7 @@ def measure(
         if pairs.identities is not None:
             numbers[name] |= _by_person(vectors, scores[name], pairs, pairs.identities)
         if test.flags.get("name") == "bin":
-            numbers[name]["insightface"] = _as_insightface(scores[name], pairs)
+            numbers[name]["insightface"] = as_insightface(scores[name], pairs.same, pairs.fold)
         if test.lfw is not None:
             found = test.lfw.evaluate_held_out(
                 test.names, vectors.numpy(), test.flags["test_folds"]
@@ -108,9 +108,3 @@ def _by_person(
         "auc_interval": list(auc_interval(scores, who)),
         "rank_1": rank_k(found, identities[enrolled], identities[probes], 1),
     }
-
-
-def _as_insightface(scores: np.ndarray, pairs: Pairs) -> dict[str, float]:
-    """Return accuracy and deviation as its `verification.py` does: on a grid of distances."""
-    folds = ten_fold_accuracy(np.minimum(2 * scores - 2, 0), pairs.same, pairs.fold, "parity")
-    return {"accuracy": folds.mean, "std": folds.population_std}

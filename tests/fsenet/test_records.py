@@ -75,11 +75,12 @@ def test_headers():
     assert unpack(pack((1.0, 2.0), b"y")) == ((1.0, 2.0), b"y", 2)
 
 
+@pytest.mark.parametrize("header", ["last", "first"])
 @pytest.mark.parametrize("index", [True, False])
-def test_insightface(tmp_path, index):
-    """The keys, and not the order in the file, say what is what; without keys, the order does."""
+def test_insightface(tmp_path, index, header):
+    """With keys or, where there are none, by order: record 0 is written last, or stands first."""
     items = layout([3, 1, 2])
-    path = write(tmp_path / "train.rec", items if index else sorted(items))
+    path = write(tmp_path / "train.rec", items if header == "last" else sorted(items))
     if not index:
         path.with_suffix(".idx").unlink()
     for given_path in (path, tmp_path):

@@ -213,7 +213,7 @@ def _stem(name: str) -> str:
 
 
 def _hold_out(path: Path, seed: int) -> tuple[IdentityPictures, IdentityPictures]:
-    everybody = open_pictures(path)
+    everybody = open_pictures(path, size=SIZE)
     names = np.array(everybody.identities)
     several = names[np.bincount(everybody.labels, minlength=len(names)) >= 2]
     count = min(max(60, len(several) // 10), MAX_TESTED)
@@ -224,4 +224,4 @@ def _hold_out(path: Path, seed: int) -> tuple[IdentityPictures, IdentityPictures
         )
     tested = set(np.random.default_rng(seed).choice(several, count, replace=False).tolist())
     others = set(names.tolist()) - tested
-    return open_pictures(path, others, SIZE), open_pictures(path, tested, SIZE)
+    return everybody.keep(others), everybody.keep(tested)

@@ -8,12 +8,14 @@ import struct
 import warnings
 import zlib
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from copy import copy
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -49,21 +51,51 @@ class IdentityPictures(Dataset[tuple[Tensor, int]]):
 
     Args:
         path: where they lie.
-        identities: their names, sorted.
-        labels: the number of each picture's identity.
+        identities: keep these alone; None keeps all.
         size: height and width that every picture is brought to when it is read (bilinear,
             antialiased); None leaves it as it is stored.
+
+    Raises:
+        ValueError: an identity asked for is not there.
     """
 
     def __init__(
         self,
-        path: Path,
-        identities: Sequence[str],
-        labels: Int[np.ndarray, " n"],
-        size: int | None,
+        path: str | Path,
+        identities: Collection[str] | None = None,
+        size: int | None = None,
     ) -> None:
-        self.path, self.identities, self.labels = path, tuple(identities), labels
-        self.size = size
+        self.path, names, self.labels = self._open(Path(path))
+        self.identities, self.size = tuple(names), size
+        self._places = np.arange(len(self.labels))  # of those kept, among all
+        if identities is not None:
+            self._keep(identities)
+
+    @abstractmethod
+    def _open(self, path: Path) -> tuple[Path, list[str], Int[np.ndarray, " n"]]:
+        """Return where pictures lie, all identities, sorted, and the number of each picture's."""
+
+    def keep(self, identities: Collection[str]) -> Self:
+        """Return the pictures of these identities, numbered anew.
+
+        Raises:
+            ValueError: one of them is not there.
+        """
+        found = copy(self)
+        found._keep(identities)
+        return found
+
+    def _keep(self, identities: Collection[str]) -> None:
+        wanted = set(identities)
+        if unknown := sorted(wanted - set(self.identities)):
+            raise ValueError(
+                f"{self.path} holds no pictures of {unknown[0]!r}"
+                + (f" and {len(unknown) - 1} other identities asked for" if unknown[1:] else "")
+            )
+        keep = np.array([name in wanted for name in self.identities])
+        kept = keep[self.labels]
+        self._places, self.labels = self._places[kept], (np.cumsum(keep) - 1)[self.labels[kept]]
+        self.identities = tuple(name for name in self.identities if name in wanted)
 
     @abstractmethod
     def read(self, index: int) -> bytes:
@@ -120,8 +152,7 @@ class IdentityFolder(IdentityPictures):
 
     Args:
         path: see `Source`.
-        identities: keep these alone; None keeps all.
-        size: see `IdentityPictures`.
+        identities, size: see `IdentityPictures`.
 
     Raises:
         FileNotFoundError: `path` does not exist.
@@ -129,12 +160,7 @@ class IdentityFolder(IdentityPictures):
             identity asked for is not there.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        identities: Collection[str] | None = None,
-        size: int | None = None,
-    ) -> None:
+    def _open(self, path: Path) -> tuple[Path, list[str], Int[np.ndarray, " n"]]:
         self.source = Source(path)
         images = [name for name in self.source.names if is_image(name)]
         if not images:
@@ -151,50 +177,21 @@ class IdentityFolder(IdentityPictures):
             if name.count("/") != 1:
                 raise ValueError(f"{path} holds {name!r}, which is not <identity>/<image>: move it")
         owners = [name.split("/")[0] for name in paths]
-        people, codes = np.unique(owners, return_inverse=True)
-        kept, names, labels = keep_identities(path, people.tolist(), codes, identities)
-        super().__init__(self.source.path, names, labels, size)
-        self._names = tuple(name for name, keep in zip(paths, kept, strict=True) if keep)
+        self._names = tuple(paths)
+        people, labels = np.unique(owners, return_inverse=True)
+        return self.source.path, people.tolist(), labels
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one picture."""
-        return self.source.read(self._prefix + self._names[index])
+        return self.source.read(self._prefix + self.name(index))
 
     def name(self, index: int) -> str:
         """Return the path of one picture below the folder of identities."""
-        return self._names[index]
+        return self._names[self._places[index]]
 
     def where(self, index: int) -> str:
         """Return where one picture lies, as errors call it."""
-        return f"{self.source.path}:{self._prefix}{self._names[index]}"
-
-
-def keep_identities(
-    path: str | Path,
-    names: Sequence[str],
-    codes: Int[np.ndarray, " n"],
-    identities: Collection[str] | None,
-) -> tuple[Bool[np.ndarray, " n"], list[str], Int[np.ndarray, " k"]]:
-    """Return which pictures are kept, the identities that are, and the numbers these give them.
-
-    Args:
-        path: of the pictures, for errors.
-        names: of all identities.
-        codes: of each picture, the place of its identity in `names`.
-        identities: that are kept; None is all.
-
-    Raises:
-        ValueError: one that is asked for is not there.
-    """
-    wanted = set(names) if identities is None else set(identities)
-    if unknown := sorted(wanted - set(names)):
-        raise ValueError(
-            f"{path} holds no pictures of {unknown[0]!r}"
-            + (f" and {len(unknown) - 1} other identities asked for" if unknown[1:] else "")
-        )
-    keep = np.array([name in wanted for name in names])
-    kept = keep[codes]
-    return kept, [n for n in names if n in wanted], (np.cumsum(keep) - 1)[codes[kept]]
+        return f"{self.source.path}:{self._prefix}{self.name(index)}"
 
 
 def decode_all(folder: IdentityPictures, progress: bool = True) -> UInt8[Tensor, "n 3 h w"]:

@@ -51,4 +51,4 @@ def enough_images(pictures: IdentityPictures, least: int) -> IdentityPictures:
         f"{count[few].sum()} of {len(pictures)} pictures",
         file=sys.stderr,
     )
-    return open_pictures(pictures.path, names, pictures.size)
+    return pictures.keep(names)

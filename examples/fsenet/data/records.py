@@ -16,7 +16,7 @@ Source: dmlc-core's recordio and MXNet's image recordio, as deepinsight/insightf
 
 import os
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -25,7 +25,7 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from data.archives import MAX_BYTES, DamagedImage
-from data.images import IdentityPictures, keep_identities
+from data.images import IdentityPictures
 
 MAGIC = 0xCED7230A
 _MAGIC = struct.pack("<I", MAGIC)
@@ -61,7 +61,8 @@ class RecordFile:
         self._pid = -1
         self.size = self.path.stat().st_size
         index = self.path.with_suffix(".idx")
-        self.keys, self.offsets = _read_index(index) if index.exists() else self._scan()
+        self.scanned = not index.exists()
+        self.keys, self.offsets = self._scan() if self.scanned else _read_index(index)
         if len(self.keys) and not 0 <= self.offsets.max() < self.size:
             raise ValueError(
                 f"{index} names offset {self.offsets.max()}, and {self.path} has {self.size} "
@@ -236,12 +237,11 @@ def write_identities(path: str | Path, pictures: Iterable[tuple[str, bytes]]) ->
 class IdentityRecords(IdentityPictures):
     """Pictures of an insightface `.rec`, in the order of their keys.
 
-    Identities are called as the labels are, `0000012`. Those kept are numbered anew.
+    Identities are called as the labels are, `0000012`.
 
     Args:
         path: the `.rec`, or the folder that holds `train.rec`.
-        identities: keep these alone; None keeps all.
-        size: see `IdentityPictures`.
+        identities, size: see `IdentityPictures`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -249,33 +249,27 @@ class IdentityRecords(IdentityPictures):
             or an identity asked for is not there.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        identities: Collection[str] | None = None,
-        size: int | None = None,
-    ) -> None:
-        path = Path(path)
+    def _open(self, path: Path) -> tuple[Path, list[str], Int[np.ndarray, " n"]]:
         self._records = RecordFile(path / "train.rec" if path.is_dir() else path)
-        places, classes = _pictures(self._records)
-        numbers, codes = np.unique(classes, return_inverse=True)
-        people = [f"{number:07d}" for number in numbers.tolist()]
-        kept, names, labels = keep_identities(path, people, codes, identities)
-        super().__init__(self._records.path, names, labels, size)
-        self._places = places[kept]
+        self._pictures, classes = _pictures(self._records)
+        numbers, labels = np.unique(classes, return_inverse=True)
+        return self._records.path, [f"{number:07d}" for number in numbers.tolist()], labels
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one picture."""
-        return self._records.read(int(self._places[index])).picture
+        return self._records.read(self._place(index)).picture
 
     def name(self, index: int) -> str:
         """Return `<identity>/<key>` of one picture."""
-        key = self._records.keys[self._places[index]]
+        key = self._records.keys[self._place(index)]
         return f"{self.identities[self.labels[index]]}/{key:08d}.jpg"
 
     def where(self, index: int) -> str:
         """Return how errors call one picture."""
-        return self._records.where(int(self._places[index]))
+        return self._records.where(self._place(index))
+
+    def _place(self, index: int) -> int:
+        return int(self._pictures[self._places[index]])
 
 
 def _pictures(records: RecordFile) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
@@ -283,6 +277,10 @@ def _pictures(records: RecordFile) -> tuple[Int[np.ndarray, " n"], Int[np.ndarra
     if not len(records):
         raise ValueError(f"{records.path} holds no records")
     first = records.read(0)
+    if records.scanned and first.picture and not records.read(len(records) - 1).picture:
+        # insightface writes record 0 last, when it knows what to say.
+        records.offsets = np.roll(records.offsets, 1)
+        first = records.read(0)
     flat = not first.flag or bool(first.picture)
     if not flat:
         if records.keys[-1] != len(records) - 1:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from partlocal.evaluation import ten_fold_accuracy
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -22,6 +24,12 @@ class Pairs:
     same: np.ndarray
     fold: np.ndarray
     identities: np.ndarray | None
+
+
+def as_insightface(scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> dict[str, float]:
+    """Return accuracy and deviation of cosines as its `verification.py` counts: by distances."""
+    folds = ten_fold_accuracy(np.minimum(2 * scores - 2, 0), same, fold, "parity")
+    return {"accuracy": folds.mean, "std": folds.population_std}
 
 
 def draw_pairs(identities: np.ndarray, pairs_per_fold: int, seed: int, folds: int = 10) -> Pairs:

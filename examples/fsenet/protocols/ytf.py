@@ -19,6 +19,7 @@ from data.archives import Source
 from jaxtyping import Bool, Float, Int
 
 from partlocal.evaluation import auc, tar_at_far, ten_fold_accuracy
+from protocols.pairs import as_insightface
 from protocols.templates import pair_scores, template_vectors
 
 
@@ -97,11 +98,10 @@ class YtfProtocol:
         a, b = (np.array([row[name] for name in side]) for side in (self.first, self.second))
         scores = pair_scores(vectors, a, b)
         folds = ten_fold_accuracy(scores, self.same, self.fold)
-        parity = ten_fold_accuracy(np.minimum(2 * scores - 2, 0), self.same, self.fold, "parity")
         found: dict[str, Any] = {
             "accuracy": folds.mean,
             "standard_error_over_folds": folds.standard_error,
-            "insightface": {"accuracy": parity.mean, "std": parity.population_std},
+            "insightface": as_insightface(scores, self.same, self.fold),
             "auc": auc(scores, self.same),
             "tar_at_far_0.001": float(tar_at_far(scores, self.same, 0.001)),
         }
