@@ -99,12 +99,12 @@ def test_processes(tmp_path, method):
     first = folder.load(0).tobytes()
     folder.load(7)
     # processes that share an open file share its position, which a reader moves
-    position = os.lseek(folder.source._archive.fp.fileno(), 0, os.SEEK_CUR)
+    position = os.lseek(folder.source._archive().fp.fileno(), 0, os.SEEK_CUR)
     worker = context.Process(target=lambda: queue.put(folder.load(0).tobytes()))
     worker.start()
     assert queue.get(timeout=60) == first
     worker.join()
-    assert os.lseek(folder.source._archive.fp.fileno(), 0, os.SEEK_CUR) == position
+    assert os.lseek(folder.source._archive().fp.fileno(), 0, os.SEEK_CUR) == position
 
 
 def test_decode_all(tmp_path):

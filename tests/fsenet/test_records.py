@@ -206,7 +206,7 @@ def test_processes(tmp_path):
     assert pickle.loads(pickle.dumps(people)).read(3) == people.read(3)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    worker = context.Process(target=lambda: queue.put((people.read(0), people._records._pid)))
+    worker = context.Process(target=lambda: queue.put((people.read(0), people._records._open._pid)))
     worker.start()
     found, pid = queue.get(timeout=60)
     worker.join()

@@ -11,8 +11,9 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MAX_BYTES = 64 * 2**20  # a member or file: no face picture is larger
 _MAX_DEPTH = 8
@@ -20,6 +21,26 @@ _MAX_DEPTH = 8
 
 class DamagedImage(ValueError):
     """One picture cannot be read or decoded; a loader may count and skip it."""
+
+
+class OwnHandle:
+    """What each process opens for itself: inherited through fork, two would share one position.
+
+    Args:
+        opener: which can be sent to another process.
+    """
+
+    def __init__(self, opener: Callable[[], Any]) -> None:
+        self._opener, self._held, self._pid = opener, None, -1
+
+    def __call__(self) -> Any:
+        """Return the open file."""
+        if self._held is None or self._pid != os.getpid():
+            self._held, self._pid = self._opener(), os.getpid()
+        return self._held
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": None}
 
 
 class Source:
@@ -36,13 +57,13 @@ class Source:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._archive: zipfile.ZipFile | BinaryIO | None = None
-        self._pid = -1
         self._members: dict[str, tuple[int, int]] = {}  # of a tar: offset and size
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path} does not exist: pass a folder, a .zip or a .tar")
         self._packed = not self.path.is_dir()
         self._tar = self._packed and self.path.suffix == ".tar"
+        opener = partial(open, mode="rb") if self._tar else zipfile.ZipFile
+        self._archive = OwnHandle(partial(opener, self.path))
         if self._tar:
             self._members = _members(self.path)
             names = list(self._members)
@@ -58,9 +79,6 @@ class Source:
                     "archive: do not use it, or pack it again with relative names"
                 )
         self.names = tuple(sorted(set(names)))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_archive": None}
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
@@ -102,7 +120,7 @@ class Source:
 
     def _bytes(self, name: str) -> bytes:
         if self._tar:
-            archive, (offset, size) = self._open(lambda: self.path.open("rb")), self._members[name]
+            archive, (offset, size) = self._archive(), self._members[name]
             archive.seek(offset)
             return archive.read(size)
         if self._packed:
@@ -115,18 +133,12 @@ class Source:
 
     def _zip(self) -> zipfile.ZipFile:
         try:
-            return self._open(lambda: zipfile.ZipFile(self.path))
+            return self._archive()
         except (zipfile.BadZipFile, EOFError, struct.error):
             raise ValueError(
                 f"{self.path} is no zip file, or a damaged one: pass a folder, a .zip or a .tar, "
                 "or download it again"
             ) from None
-
-    def _open(self, opener: Callable[[], Any]) -> Any:
-        # A handle inherited through fork would share its file position with the other process.
-        if self._archive is None or self._pid != os.getpid():
-            self._archive, self._pid = opener(), os.getpid()
-        return self._archive
 
 
 def _members(path: Path) -> dict[str, tuple[int, int]]:

@@ -14,17 +14,17 @@ borders between identities are therefore found by looking, and not taken from la
 Source: dmlc-core's recordio and MXNet's image recordio, as deepinsight/insightface writes them.
 """
 
-import os
 import struct
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from data.archives import MAX_BYTES, DamagedImage
+from data.archives import MAX_BYTES, DamagedImage, OwnHandle
 from data.images import IdentityPictures
 
 MAGIC = 0xCED7230A
@@ -57,8 +57,7 @@ class RecordFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} does not exist: pass insightface's train.rec")
-        self._file: BinaryIO | None = None
-        self._pid = -1
+        self._open = OwnHandle(partial(open, self.path, "rb"))
         self.size = self.path.stat().st_size
         index = self.path.with_suffix(".idx")
         self.scanned = not index.exists()
@@ -68,9 +67,6 @@ class RecordFile:
                 f"{index} names offset {self.offsets.max()}, and {self.path} has {self.size} "
                 "bytes: the two do not belong together, or one was cut short"
             )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -130,12 +126,6 @@ class RecordFile:
             offsets.append(offset)
             _, offset = self._parts(offset, f"{self.path}: record {len(offsets)} at {offset}")
         return np.arange(len(offsets)), np.array(offsets, dtype=np.int64)
-
-    def _open(self) -> BinaryIO:
-        # A handle inherited through fork would share its position with the other process.
-        if self._file is None or self._pid != os.getpid():
-            self._file, self._pid = self.path.open("rb"), os.getpid()
-        return self._file
 
 
 def unpack(payload: bytes, where: str = "record") -> Record:
