@@ -12,6 +12,7 @@ import pytest
 from evaluate import Arguments
 from PIL import Image
 from protocols.bins import read_bin, write_bin
+from protocols.pairs import as_insightface
 
 PICTURES = [bytes([i]) * 3 for i in range(24)]
 SAME = [i % 3 == 0 for i in range(12)]
@@ -48,6 +49,13 @@ def test_written(tmp_path):
     write_bin(tmp_path / "a.bin", PICTURES, SAME)
     assert pickle.loads((tmp_path / "a.bin").read_bytes()) == (PICTURES, SAME)
     assert read_bin(tmp_path / "a.bin").pictures == tuple(PICTURES)
+
+
+def test_insightfaces_grid():
+    """Squared distances 0.008 and 0.012 lie on both sides of 0.01; 0.012 and 0.018 do not."""
+    same, fold = np.array([True, False] * 20), np.repeat(np.arange(10), 4)
+    for cosines, accuracy in (((0.996, 0.994), 1.0), ((0.994, 0.991), 0.5)):
+        assert as_insightface(np.array(cosines * 20), same, fold)["accuracy"] == accuracy
 
 
 class Call:

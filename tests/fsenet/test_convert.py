@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data import convert as conversion
 from data.archives import DamagedImage, Source
 from data.faces import picture_sets
 from data.images import IdentityFolder
@@ -94,6 +95,22 @@ def test_refused(faces, tmp_path):
         assert message in done.stderr
         assert "Traceback" not in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["faces", "train.idx"]
+
+
+def test_what_was_written_is_compared(faces):
+    """A byte, or an owner, that is another is seen."""
+    written = conversion.Summary()
+    for label, data in contents(faces):
+        written.add(label, data)
+    conversion.check(faces, written)
+    (faces / "p1/0.jpg").rename(faces / "p0/1.jpg")
+    with pytest.raises(ValueError, match="holds 15 pictures of 5 identities, other than written"):
+        conversion.check(faces, written)
+    (faces / "p0/1.jpg").rename(faces / "p1/0.jpg")
+    victim = faces / "p4/2.jpg"
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="other than written: is the disk damaged"):
+        conversion.check(faces, written)
 
 
 def pack_tar(path, members, mode="w:"):

@@ -168,6 +168,8 @@ def test_damage(tmp_path):
     )
     assert error(whole[:52] + b"oops" + whole[56:]) == f"{second} does not begin as a record does"
     assert "its parts in another order" in error(whole[:59] + bytes([3 << 5]) + whole[60:])
+    begun = WORD + bytes([4, 0, 0, 1 << 5]) + b"abcd"
+    assert "its parts in another order" in error(begun + begun, "0\t0\n", 0)
     assert "is refused: 536870911 bytes" in error(whole[:56] + b"\xff\xff\xff\x1f" + whole[60:])
     assert "less than a header" in error(whole[:56] + bytes([9, 0, 0, 0]) + whole[60:])
     assert "should hold 9 labels" in error(whole[:60] + bytes([9]) + whole[61:])

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from protocols.ytf import YtfProtocol
 
+from partlocal.evaluation import auc
+
 
 def world(path):
     """Twenty people with two videos of one to four frames; ten folds of two and two pairs."""
@@ -51,6 +53,7 @@ def test_against_a_loop(tmp_path, capsys):
     found = protocol.evaluate(names, features)
     assert found["accuracy"] == pytest.approx(np.mean(accuracies))
     assert 0.6 < found["accuracy"] < 1
+    assert found["auc"] == auc(np.array(scores), protocol.same)
 
     order = np.random.default_rng(1).permutation(len(names))
     np.savez(tmp_path / "e.npz", names=np.array(names)[order], embeddings=features[order])
