@@ -42,7 +42,7 @@ class LocalBranch(nn.Module):
             parts are all positive and would otherwise make the vectors of different people look
             alike. None: the paper.
         pool: the pooling layer.
-        correlation: the relation layer.
+        correlation: the relation layer; False leaves the parts' own vectors alone.
 
     Source: FSENet, 3.4 to 3.6, equations 6 to 8.
     """
@@ -55,7 +55,7 @@ class LocalBranch(nn.Module):
         part_dim: int | None = None,
         norm: BranchNorm | None = "batch",
         pool: PartMaskPool | None = None,
-        correlation: StructureCorrelation | None = None,
+        correlation: StructureCorrelation | Literal[False] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -70,9 +70,10 @@ class LocalBranch(nn.Module):
             norm,
         )
         self.pool = PartMaskPool() if pool is None else pool
-        self.correlation = StructureCorrelation() if correlation is None else correlation
+        self.correlation = None if correlation is False else correlation or StructureCorrelation()
         width = channels if part_dim is None else part_dim
-        self.out_features = num_parts * (width + 2 * (num_parts - 1))
+        relations = 0 if self.correlation is None else 2 * (num_parts - 1)
+        self.out_features = num_parts * (width + relations)
         self.projection: nn.Module = nn.Identity()
         if part_dim is not None:
             self.projection = nn.Linear(channels, part_dim, bias=False, **factory)
@@ -99,10 +100,14 @@ class LocalBranch(nn.Module):
             )
         pooled = self.pool(features, maps, visibility)
         parts = self.projection(pooled.parts)
-        local = self.correlation(parts, pooled.visibility).flatten(1)
+        described = parts
+        if self.correlation is not None:
+            described = self.correlation(parts, pooled.visibility)
+        local = described.flatten(1)
         if self.standardize is not None:
-            there = present_numbers(parts, pooled.visibility).flatten(1)
-            local = self.standardize(local, there)
+            # a part's own numbers come first, so without relations these are the first columns
+            there = present_numbers(parts, pooled.visibility)[..., : described.shape[2]]
+            local = self.standardize(local, there.flatten(1))
         local = F.normalize(local.to(accumulation_dtype(local.dtype)), dim=1)
         return LocalFeatures(local, parts, pooled.mass, pooled.visibility)
 

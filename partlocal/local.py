@@ -58,6 +58,7 @@ class LocalOptions:
         pool: `"sum"`, `"mean"` or `"max"`, as in `part_mask_pool`.
         normalize: divide the pooled features by the part's mass.
         min_visibility: a part whose peak probability is lower counts as absent.
+        correlation: add the distances and cosines between parts (FSENet, table 13).
         branch_norm: `"batch"`, or None for the paper to the letter, as in `LocalBranch`.
 
     Raises:
@@ -71,6 +72,7 @@ class LocalOptions:
     pool: Mode = "sum"
     normalize: bool = True
     min_visibility: float = 0.0
+    correlation: bool = True
     branch_norm: BranchNorm | None = "batch"
 
     def __post_init__(self) -> None:
@@ -184,7 +186,9 @@ class PartLocalNet(HubModule):
                 min_visibility=options.min_visibility,
                 implementation=implementation,
             ),
-            correlation=StructureCorrelation(implementation=implementation),
+            correlation=(
+                StructureCorrelation(implementation=implementation) if options.correlation else False
+            ),
         )
         self.global_projection: nn.Module = nn.Identity()
         if global_dim is not None:

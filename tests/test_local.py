@@ -80,6 +80,7 @@ def test_mirrored_pairs_are_as_similar_as_the_pairs(net, images):
         ({"map_size": 14}, 6 * (128 + 10)),
         ({"tap": 1}, 6 * (64 + 10)),
         ({"options": LocalOptions(branch_norm=None, pool="max", normalize=False)}, 6 * 74),
+        ({"options": LocalOptions(correlation=False)}, 6 * 64),
     ],
 )
 def test_options_change_the_width_and_survive_saving(options, local_dim, tmp_path, images):
@@ -148,6 +149,28 @@ def test_absent_parts_stay_out_of_the_local_vector(training):
     expected[1, :2, 5 + 2 :] = True  # its pairs: the last of the two others of parts 0 and 1
     assert torch.equal(zero, expected)
     assert torch.allclose(vector.flatten(1).norm(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_without_relations_the_local_vector_is_that_of_the_parts(training):
+    torch.manual_seed(0)
+    branch = LocalBranch(5, 3, correlation=False).train(training)
+    features, maps = torch.rand(4, 5, 4, 4), torch.rand(4, 3, 4, 4)
+    maps[1, 2] = 0  # picture 1 lacks part 2
+    found = branch(features, maps)
+
+    parts = found.parts.double()
+    expected = torch.zeros(4, 15, dtype=torch.double)
+    for column in range(15):
+        shown = [i for i in range(4) if maps[i, column // 5].any()]
+        numbers = torch.stack([parts[i].flatten()[column] for i in shown])
+        mean, variance = 0.0, 1.0
+        if training:
+            mean, variance = numbers.mean(), numbers.var(correction=0)
+        for i, number in zip(shown, numbers, strict=True):
+            expected[i, column] = (number - mean) / (variance + 1e-5) ** 0.5
+    expected = torch.nn.functional.normalize(expected, dim=1).float()
+    torch.testing.assert_close(found.vector, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
