@@ -186,9 +186,7 @@ class PartLocalNet(HubModule):
                 min_visibility=options.min_visibility,
                 implementation=implementation,
             ),
-            correlation=(
-                StructureCorrelation(implementation=implementation) if options.correlation else False
-            ),
+            correlation=options.correlation and StructureCorrelation(implementation),
         )
         self.global_projection: nn.Module = nn.Identity()
         if global_dim is not None:
