@@ -19,7 +19,7 @@ def cached_maps(
 ) -> tuple[Tensor, Tensor]:
     """Return part maps `n k h w` (float16) and visibility `n k` of `images`, from a cache.
 
-    The cache's name is a hash of the parser's weights, of what is made of its logits, and of the
+    The cache's name is a hash of the parser's weights, of how its logits become maps, and of the
     pictures, so another parser or other pictures never meet stale maps.
 
     Args:
@@ -48,7 +48,7 @@ def cached_maps(
 
 
 def _key(net: PartLocalNet, images: Tensor) -> str:
-    digest = hashlib.sha256(repr((net.parts, net.options, net.part_maps)).encode())
+    digest = hashlib.sha256(repr((net.parts, net.part_maps)).encode())
     for name, tensor in sorted(net.parser.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

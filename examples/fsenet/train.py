@@ -222,7 +222,8 @@ def recognise(
     plan = BatchPlan(
         options.batch_size, options.steps, options.seed, place.rank, place.world, options.workers
     )
-    parts = HELEN.select(*FSENET_PARTS)
+    net = module.net
+    parts = net.parser.labels.select(*net.parts) if isinstance(net, PartLocalNet) else HELEN
 
     def batches(first: int) -> Iterator[Sequence[Tensor | None]]:
         for rng, (images, identities, index) in load_batches(train.dataset, plan, first):

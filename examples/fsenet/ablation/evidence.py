@@ -1,0 +1,91 @@
+"""A judged table as text, as JSON and as a figure."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from checkpoint import whole_file
+from machine import write_json
+from matplotlib import pyplot as plt
+
+NOT_TRANSCRIBED = "not transcribed"
+
+
+def write_evidence(found: dict[str, Any], folder: Path) -> Path:
+    """Write `table<N>-<data>.json` and the figure beside it; `-quick` where it is no evidence."""
+    name = f"table{found['table']}-{found['data']}" + ("" if found["evidence"] else "-quick")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(found, folder / f"{name}.json")
+    if "rows" in found:
+        with whole_file(folder / f"{name}.png") as file:
+            draw(found).savefig(file, format="png", dpi=110)
+        plt.close("all")
+    return folder / f"{name}.json"
+
+
+def print_table(found: dict[str, Any]) -> None:
+    """Print the paper's column beside ours, then the claims, then the paper's contradictions."""
+    kind = "" if found["evidence"] else " (runs, not evidence)"
+    seeds = f"{found['seeds']} seed" + "s" * (found["seeds"] > 1)
+    steps = f", {found['steps']} steps" if "steps" in found else ""
+    print(f"\nTable {found['table']}: {found['title']}; {found['data']}, {seeds}{steps}{kind}")
+    print(f"{'':<32} {'accuracy, %':>14} {'AUC':>7} {'TAR@1%':>8}  paper")
+    for row in found.get("rows", []):
+        numbers = row["over_seeds"]
+        print(
+            f"{row['name']:<32} {percent(numbers['accuracy']):>14} {numbers['auc']['mean']:7.4f} "
+            f"{100 * numbers['tar_at_far_0.01']['mean']:8.1f}  {in_paper(row['paper'])}"
+        )
+    for name, time in found.get("times", {}).items():
+        print(
+            f"{name:<32} {time['milliseconds']:8.2f} ms a picture, {time['seconds']:7.1f} s for "
+            f"{time['pictures']}"
+        )
+    for claim in found.get("claims", []):
+        print(f"  {claim_text(claim)}")
+    for text in found["conflicts"]:
+        print(f"  the paper contradicts itself: {text}")
+
+
+def claim_text(claim: dict[str, Any]) -> str:
+    """Return one claim of the paper with what was found of it."""
+    low, high = (100 * end for end in claim["interval95"])
+    return (
+        f"{claim['better']} above {claim['than']}: {claim['verdict']} "
+        f"({100 * claim['difference']:+.2f} points, {low:+.2f} to {high:+.2f}; over "
+        f"{claim['pairs']} pairs p = {claim['p_value_over_pairs']:.2g})"
+    )
+
+
+def percent(numbers: dict[str, float | None]) -> str:
+    """Return a mean and the deviation over seeds, in percent."""
+    mean, deviation = numbers["mean"], numbers["deviation"]
+    assert mean is not None
+    return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+
+
+def in_paper(cells: dict[str, float]) -> str:
+    """Return what was transcribed of a row of the paper."""
+    return ", ".join(f"{name} {value:g}" for name, value in cells.items()) or NOT_TRANSCRIBED
+
+
+def draw(found: dict[str, Any]) -> plt.Figure:
+    """Return a figure: one dot a seed, the mean and its 95 % interval, a row an arm."""
+    rows = found["rows"]
+    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.34 * len(rows)), layout="constrained")
+    for place, row in enumerate(rows):
+        seeds = [100 * value for value in row["by_seed"]["accuracy"]]
+        over = row["over_seeds"]["accuracy"]
+        axes.plot(seeds, [place] * len(seeds), "o", color="0.7", markersize=4, zorder=1)
+        if over["low"] is not None:
+            axes.plot([100 * over["low"], 100 * over["high"]], [place] * 2, color="C0", lw=2)
+        axes.plot(100 * over["mean"], place, "D", color="C0", markersize=5)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="0.9")
+    axes.set_xlabel("verification accuracy, %: each seed, mean and its 95 % interval")
+    kind = "" if found["evidence"] else ": runs, not evidence"
+    axes.set_title(f"Table {found['table']}, {found['title']}; {found['data']}{kind}", fontsize=10)
+    return figure
