@@ -50,10 +50,13 @@ def print_table(found: dict[str, Any]) -> None:
 
 
 def claim_text(claim: dict[str, Any]) -> str:
-    """Return one claim of the paper with what was found of it."""
+    """Return one comparison with what was found of it."""
     low, high = (100 * end for end in claim["interval95"])
+    said = claim["verdict"]
+    if claim["of_the_paper"]:
+        said = {"better": "the paper's direction", "worse": "against the paper"}.get(said, said)
     return (
-        f"{claim['better']} above {claim['than']}: {claim['verdict']} "
+        f"{claim['first']} against {claim['second']}: {said} "
         f"({100 * claim['difference']:+.2f} points, {low:+.2f} to {high:+.2f}; over "
         f"{claim['pairs']} pairs p = {claim['p_value_over_pairs']:.2g})"
     )
@@ -72,9 +75,17 @@ def in_paper(cells: dict[str, float]) -> str:
 
 
 def draw(found: dict[str, Any]) -> plt.Figure:
-    """Return a figure: one dot a seed, the mean and its 95 % interval, a row an arm."""
+    """Return the figure of a table."""
     rows = found["rows"]
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.34 * len(rows)), layout="constrained")
+    draw_rows(axes, rows)
+    kind = "" if found["evidence"] else ": runs, not evidence"
+    axes.set_title(f"Table {found['table']}, {found['title']}; {found['data']}{kind}", fontsize=10)
+    return figure
+
+
+def draw_rows(axes: plt.Axes, rows: list[dict[str, Any]]) -> None:
+    """Draw one dot a seed, the mean and its 95 % interval, a row an arm."""
     for place, row in enumerate(rows):
         seeds = [100 * value for value in row["by_seed"]["accuracy"]]
         over = row["over_seeds"]["accuracy"]
@@ -83,9 +94,6 @@ def draw(found: dict[str, Any]) -> plt.Figure:
             axes.plot([100 * over["low"], 100 * over["high"]], [place] * 2, color="C0", lw=2)
         axes.plot(100 * over["mean"], place, "D", color="C0", markersize=5)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", color="0.9")
-    axes.set_xlabel("verification accuracy, %: each seed, mean and its 95 % interval")
-    kind = "" if found["evidence"] else ": runs, not evidence"
-    axes.set_title(f"Table {found['table']}, {found['title']}; {found['data']}{kind}", fontsize=10)
-    return figure
+    axes.set_xlabel("accuracy, %: seeds, mean, 95 % interval")

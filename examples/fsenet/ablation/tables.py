@@ -34,11 +34,13 @@ class Table:
         title: what it varies.
         rows: in order.
         claims: pairs of rows of which the paper finds the first better.
+        controls: pairs that the paper does not compare, and that say where a gain comes from.
     """
 
     title: str
     rows: tuple[Row, ...]
     claims: tuple[tuple[str, str], ...] = ()
+    controls: tuple[tuple[str, str], ...] = ()
 
 
 def chosen(best: str, rows: tuple[Row, ...]) -> tuple[tuple[str, str], ...]:
@@ -121,6 +123,14 @@ TABLES = {
             *_CONTROLS,
         ),
         (("global + local", "global"),),
+        tuple(
+            ("global + local", name)
+            for name in (
+                "control: as many numbers",
+                "joint: global half",
+                *(row.name for row in _CONTROLS),
+            )
+        ),
     ),
     8: Table("halves and their weights", _WEIGHTS, chosen("global + local, 1:0.6", _WEIGHTS)),
     9: Table("landmarks against parsing", _GUIDED, chosen("FSENet", _GUIDED)),

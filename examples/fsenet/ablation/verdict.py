@@ -11,7 +11,7 @@ from ablation.tables import Row, Table
 from ablation.trial import Trial
 from partlocal.evaluation import auc, paired_accuracy_test, tar_at_far, ten_fold_accuracy
 
-Verdict = Literal["agrees", "contradicts", "not decided"]
+Verdict = Literal["better", "worse", "not decided"]
 FAR = 0.01
 
 
@@ -27,7 +27,7 @@ class Spread(NamedTuple):
 def judge(
     table: Table, trials: dict[Arm, Sequence[Trial]], weight: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of a table with their numbers, and its claims with their verdicts.
+    """Return the rows of a table with their numbers, and its comparisons with their verdicts.
 
     Args:
         table: which.
@@ -46,10 +46,15 @@ def judge(
         }
         spreads = {name: spread(values)._asdict() for name, values in measured.items()}
         rows.append({"name": row.name, "by_seed": measured, "over_seeds": spreads})
-    return rows, [compare(best, other, correct) for best, other in table.claims]
+    compared = [
+        {"of_the_paper": pairs is table.claims, **compare(first, second, correct)}
+        for pairs in (table.claims, table.controls)
+        for first, second in pairs
+    ]
+    return rows, compared
 
 
-def compare(best: str, other: str, correct: dict[str, list[np.ndarray]]) -> dict[str, Any]:
+def compare(first: str, second: str, correct: dict[str, list[np.ndarray]]) -> dict[str, Any]:
     """Return how much better one row is than another, and whether that may be luck.
 
     Two sources of luck are looked at apart: the seeds, by the interval of the differences of each
@@ -57,24 +62,24 @@ def compare(best: str, other: str, correct: dict[str, list[np.ndarray]]) -> dict
     and with one seed that of the pairs.
     """
     per_seed = [
-        float(a.mean() - b.mean()) for a, b in zip(correct[best], correct[other], strict=True)
+        float(a.mean() - b.mean()) for a, b in zip(correct[first], correct[second], strict=True)
     ]
     over_seeds = spread(per_seed)
-    test = paired_accuracy_test(np.concatenate(correct[best]), np.concatenate(correct[other]))
+    test = paired_accuracy_test(np.concatenate(correct[first]), np.concatenate(correct[second]))
     low, high = over_seeds.low, over_seeds.high
     if low is None or high is None:
         margin = 1.96 * test.standard_error
         low, high = test.difference - margin, test.difference + margin
     verdict: Verdict = "not decided"
     if low > 0 or high < 0:
-        verdict = "agrees" if low > 0 else "contradicts"
+        verdict = "better" if low > 0 else "worse"
     return {
-        "better": best,
-        "than": other,
+        "first": first,
+        "second": second,
         "by_seed": per_seed,
         "difference": over_seeds.mean,
         "interval95": [low, high],
-        "pairs": sum(map(len, correct[best])),
+        "pairs": sum(map(len, correct[first])),
         "p_value_over_pairs": test.p_value,
         "verdict": verdict,
     }
