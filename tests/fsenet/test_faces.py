@@ -149,27 +149,7 @@ def test_streamed(tmp_path, monkeypatch):
         assert streamed.dataset[index][0].shape == (3, 112, 112)
 
 
-def lfw_like(path):
-    """LFW's layout: ten folds of two people with three pictures, and two people of no fold."""
-    pairs, people = ["10\t2"], []
-    for fold in range(10):
-        a, b = (f"P{2 * fold + i:03}" for i in (0, 1))
-        people += [f"{a} {fold} 3", f"{b} {fold} 3"]
-        pairs += [f"{a}\t1\t2", f"{b}\t2\t3", f"{a}\t1\t{b}\t1", f"{a}\t2\t{b}\t3"]
-    people += ["P020 -1 3", "P021 -1 3"]
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("pairs.txt", "\n".join(pairs) + "\n")
-        archive.writestr("identity_folds.txt", "\n".join(people) + "\n")
-        for owner in range(22):
-            for number in (1, 2, 3):
-                name = f"P{owner:03}/P{owner:03}_{number:04}.jpg"
-                buffer = io.BytesIO()
-                Image.new("RGB", (16, 16), (owner * 10, 0, 0)).save(buffer, "JPEG", quality=100)
-                archive.writestr(name, buffer.getvalue())
-    return path
-
-
-def test_lfws_lists_decide(tmp_path):
+def test_lfws_lists_decide(tmp_path, lfw_like):
     """Folds 8 and 9 test, everybody else trains; the pairs are the lists', in their order."""
     train, test = picture_sets(lfw_like(tmp_path / "lfw.zip"), seed=0)
     assert {name.split("/")[0] for name in test.names} == {f"P{i:03}" for i in range(16, 20)}
@@ -216,27 +196,28 @@ def test_errors(tmp_path):
             drawn_test_set(drawn(people, samples), 0)
 
 
-def lfw_changed(path, change):
-    """LFW's layout with the files renamed, or left out where `change` returns None."""
-    with (
-        zipfile.ZipFile(lfw_like(path.with_suffix(".all"))) as old,
-        zipfile.ZipFile(path, "w") as new,
-    ):
+def changed_copy(original, path, change):
+    """An archive with the files renamed, or left out where `change` returns None."""
+    with zipfile.ZipFile(original) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             if changed := change(name):
                 new.writestr(changed, old.read(name))
     return path
 
 
-def test_lfw_in_another_format(tmp_path):
+def test_lfw_in_another_format(tmp_path, lfw_like):
     """The lists name JPEGs; aligned copies are often PNGs."""
-    path = lfw_changed(tmp_path / "lfw.zip", lambda name: name.replace(".jpg", ".png"))
+    original = lfw_like(tmp_path / "original.zip")
+    path = changed_copy(original, tmp_path / "lfw.zip", lambda name: name.replace(".jpg", ".png"))
     _, test = picture_sets(path, 0)
     assert test.names[test.pairs.first[0]] == "P016/P016_0001.png"
 
 
-def test_lfw_lacks_a_picture(tmp_path):
-    path = lfw_changed(tmp_path / "lfw.zip", lambda name: None if "P018_0002" in name else name)
+def test_lfw_lacks_a_picture(tmp_path, lfw_like):
+    original = lfw_like(tmp_path / "original.zip")
+    path = changed_copy(
+        original, tmp_path / "lfw.zip", lambda name: None if "P018_0002" in name else name
+    )
     message = r"lfw.zip holds no picture P018/P018_0002, which the pairs name: add it"
     with pytest.raises(ValueError, match=message):
         picture_sets(path, 0)

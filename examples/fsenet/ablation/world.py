@@ -52,7 +52,7 @@ class World:
         people = people or self.usual
         keep = torch.ones_like(self.enough) if people == "all" else self.enough
         share = {"half": 2, "quarter": 4}.get(people, 1)
-        chosen = self.identities[keep].unique()[::share]
+        chosen = self.identities[keep].unique()[::share].contiguous()
         rows = torch.isin(self.identities, chosen).nonzero().flatten()
         numbers = torch.searchsorted(chosen, self.identities[rows])
         if len(rows) == len(self.images):
