@@ -45,6 +45,12 @@ def print_table(found: dict[str, Any]) -> None:
         )
     for claim in found.get("claims", []):
         print(f"  {claim_text(claim)}")
+    paper = [claim["verdict"] for claim in found.get("claims", []) if claim["of_the_paper"]]
+    if paper:
+        print(
+            f"  of the paper's {len(paper)} directions {paper.count('better')} appear, "
+            f"{paper.count('worse')} are reversed, {paper.count('not decided')} are not decided"
+        )
     for text in found["conflicts"]:
         print(f"  the paper contradicts itself: {text}")
 

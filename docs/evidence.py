@@ -1,0 +1,82 @@
+"""Write the tables of docs/evidence/*.json into docs/evidence.md.
+
+    python examples/fsenet/ablate.py --table 7 11 13 --seeds 5
+    python docs/evidence.py
+
+Each block of the page is one table: our rows with the paper's numbers beside them, then what was
+found of each comparison.
+"""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent / "examples/fsenet"))
+
+from ablation.evidence import claim_text, in_paper, percent
+
+DATA = {"procedural": "drawn faces", "lfw": "LFW, its own folds"}
+
+
+def blocks() -> dict[str, list[str]]:
+    """Return the lines of each block of the page."""
+    found = [json.loads(path.read_text()) for path in sorted((DOCS / "evidence").glob("*.json"))]
+    found.sort(key=lambda table: (table["table"], table["data"] != "procedural"))
+    proofs = [line for table in found if table["evidence"] for line in section(table)]
+    runs = [line for table in found if not table["evidence"] for line in section(table)]
+    return {"evidence": proofs[:-1], "runs": runs[:-1]}
+
+
+def section(table: dict[str, Any]) -> list[str]:
+    """Return one table with its heading and its comparisons."""
+    seeds = f"{table['seeds']} seed" + "s" * (table["seeds"] > 1)
+    head = f"### Table {table['table']}, {table['title']}: {DATA[table['data']]}"
+    lines = [head, "", f"{seeds}, {_cost(table)}, commit {table['versions']['commit']}.", ""]
+    if "times" in table:
+        return [*lines, *times(table["times"]), "", *conflicts(table)]
+    lines += ["| arm | accuracy, % | AUC | TAR at FAR 1 %, % | paper |", "|---|---:|---:|---:|---|"]
+    for row in table["rows"]:
+        over = row["over_seeds"]
+        cells = [row["name"], percent(over["accuracy"]), f"{over['auc']['mean']:.4f}"]
+        cells += [f"{100 * over['tar_at_far_0.01']['mean']:.1f}", in_paper(row["paper"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    if table["evidence"]:
+        name = f"table{table['table']}-{table['data']}.png"
+        lines += ["", f"![Accuracy of each arm, each seed, mean and interval](evidence/{name})"]
+    lines += ["", *(f"- {claim_text(claim)}" for claim in table["claims"]), ""]
+    return [*lines, *conflicts(table)]
+
+
+def times(found: dict[str, dict[str, float]]) -> list[str]:
+    """Return the table of times."""
+    rows = ["| | milliseconds a picture | seconds | pictures |", "|---|---:|---:|---:|"]
+    return rows + [
+        f"| {name} | {t['milliseconds']:.2f} | {t['seconds']:.1f} | {t['pictures']} |"
+        for name, t in found.items()
+    ]
+
+
+def conflicts(table: dict[str, Any]) -> list[str]:
+    """Return where the paper contradicts itself in this table."""
+    said = [f"- In the paper {text}." for text in table["conflicts"]]
+    return [*said, ""] if said else []
+
+
+def _cost(table: dict[str, Any]) -> str:
+    if "times" in table:
+        return f"{table['threads']} threads, {table['precision']}"
+    return f"{table['steps']} steps, {table['precision']}"
+
+
+def main() -> None:
+    """Fill the blocks of the page."""
+    fill = runpy.run_path(str(DOCS / "results.py"))["fill"]
+    for name, lines in blocks().items():
+        fill(DOCS / "evidence.md", name, lines)
+
+
+if __name__ == "__main__":
+    main()
