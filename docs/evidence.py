@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS.parent / "examples/fsenet"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples/fsenet"))
 
 from ablation.evidence import claim_text, in_paper, percent
 
+DOCS = Path(__file__).parent
 DATA = {"procedural": "drawn faces", "lfw": "LFW, its own folds"}
 
 
