@@ -158,7 +158,7 @@ def test_whatever_ends_a_run_at_once(tmp_path, error):
     assert (tmp_path / "run" / "options.json").exists()
 
 
-def test_precision_and_processes_are_held_to(tmp_path, monkeypatch):
+def test_the_precision_is_held_to(tmp_path, monkeypatch):
     """`auto` is written down as what it was: another machine must not go on in another."""
     options = having(output=tmp_path / "run")
     monkeypatch.setattr("machine.computes_in_bf16", lambda _: False)
@@ -172,8 +172,8 @@ def test_precision_and_processes_are_held_to(tmp_path, monkeypatch):
         open_workplace(again, "default")
     open_workplace(dataclasses.replace(again, precision="fp32"), "default")
     (tmp_path / "run" / "options.json").write_text(json.dumps({**written, "processes": 2}))
-    with pytest.raises(ValueError, match=r"started with processes 2 \(now 1\)"):
-        open_workplace(dataclasses.replace(again, precision="fp32"), "default")
+    # the number of processes may change
+    open_workplace(dataclasses.replace(again, precision="fp32", accumulate=2), "default")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told")
@@ -279,11 +279,12 @@ def test_the_cache_of_maps(tmp_path, net):
 
 
 def test_results(tmp_path, capsys, monkeypatch):
-    stage = Fitted([{"stage": "joint", "step": 0, "loss": 2.0}], 8.0, 2.0, 40)
+    stage = Fitted([{"stage": "joint", "step": 0, "loss": 2.0}], 8.0, 2.0, 40, 320)
     assert speed(stage) == {
         "steps": 40,
         "seconds": 8.0,
         "steps_per_second": 5.0,
+        "images_per_second": 40.0,
         "data_wait_share": 0.25,
     }
     assert speed(Fitted())["steps_per_second"] == 0
