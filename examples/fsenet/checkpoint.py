@@ -46,11 +46,10 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     try:
         with whole_file(path, keep=last_but_one(path)) as file:
             torch.save(state, file)
-    except (OSError, RuntimeError) as error:  # torch's writer hides what the system said
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, RuntimeError) as error:
         raise OSError(
-            f"{path} cannot be written ({reason}): the last checkpoint is whole; make room, and "
-            "pass --resume"
+            f"{path} cannot be written ({_reason(error)}): the last checkpoint is whole; make "
+            "room, and pass --resume"
         ) from None
 
 
@@ -105,3 +104,13 @@ def _keep(path: Path, keep: Path) -> None:
         os.link(path, keep)
     except OSError:  # a file system without links: for a moment there is none at `path`
         os.replace(path, keep)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the system said, behind which torch's writer fails in its own words."""
+    within: BaseException | None = error
+    while within is not None:
+        if isinstance(within, OSError) and within.strerror:
+            return within.strerror
+        within = within.__cause__ or within.__context__
+    return str(error).splitlines()[0]

@@ -4,51 +4,19 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from checkpoint import save_checkpoint
-from spread import load_module, load_optimizer, read_checkpoint, spread_names, whole
+from resume import not_finite, restore_stage, save_stage
+from schedule import Schedule
+from spread import spread_names
 from telemetry import Fitted, Logbook
-from timm.utils import ModelEmaV3
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from workplace import Workplace
 
 from partlocal.optim import clip_grad_norm, grad_norm
-from partlocal.shard import local_part
 
 Batch = Sequence[Tensor | None]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Optimisation of one stage.
-
-    Args:
-        steps: number of updates.
-        lr: rate at the fraction of the training that is over, 0 to 1.
-        optimizer: built over the module's parameters.
-        accumulate: batches whose mean gradient makes an update.
-        clip_norm: largest norm of an update's gradient; 0 takes it as it is.
-        average: moves along with a network, which holds its weights when the stage is over.
-    """
-
-    steps: int
-    lr: Callable[[float], float]
-    optimizer: torch.optim.Optimizer
-    accumulate: int = 1
-    clip_norm: float = 0.0
-    average: "Average | None" = None
-
-
-class Average(NamedTuple):
-    """A network that is trained, and the exponential moving average of its weights and buffers."""
-
-    net: nn.Module
-    ema: ModelEmaV3
 
 
 def fit(
@@ -81,7 +49,7 @@ def fit(
         OSError: a checkpoint cannot be written; the last one is whole.
     """
     path, optimizer, fitted = place.folder / f"{stage}.pt", schedule.optimizer, Fitted()
-    _restore(path, module, schedule, fitted, place)
+    restore_stage(path, module, schedule, fitted, place)
     if fitted.steps > schedule.steps:
         raise ValueError(
             f"{path} is {fitted.steps} steps into a training of {schedule.steps}: "
@@ -119,7 +87,7 @@ def fit(
             due = time.monotonic() - saved > pause
             if last or ((told or place.world == 1) and place.agree(due)):
                 began = time.monotonic()
-                _save(path, module, schedule, fitted, place)
+                save_stage(path, module, schedule, fitted, place)
                 saved = time.monotonic()
                 took = saved - began
     if schedule.average is not None:
@@ -186,64 +154,5 @@ def _read(stage: str, step: int, values: dict[str, Tensor], place: Workplace) ->
     means = place.means(torch.stack([value.float() for value in values.values()]))
     row = dict(zip(values, means, strict=True))
     if not math.isfinite(row["loss"]):
-        raise _not_finite(f"the loss of stage {stage}", row["loss"], step)
+        raise not_finite(f"the loss of stage {stage}", row["loss"], step)
     return row
-
-
-def _not_finite(what: str, value: float, step: int) -> FloatingPointError:
-    return FloatingPointError(
-        f"{what} is {value} at step {step}: lower --lr, or use --precision fp32"
-    )
-
-
-def _save(
-    path: Path, module: nn.Module, schedule: Schedule, fitted: Fitted, place: Workplace
-) -> None:
-    """Gather what is spread over processes, of which the first one writes."""
-    for tensor in map(local_part, module.state_dict().values()):
-        if not tensor.isfinite().all():
-            value = tensor.flatten()[~tensor.flatten().isfinite()][0].item()
-            raise _not_finite(f"a weight of stage {path.stem}", value, fitted.steps - 1)
-    state = {
-        "module": whole(module.state_dict()),
-        "optimizer": whole(schedule.optimizer.state_dict()),
-        "rng": torch.get_rng_state(),
-        "fitted": vars(fitted),
-    }
-    if schedule.average is not None:
-        state["average"] = schedule.average.ema.module.state_dict()
-    problem = None
-    if place.rank == 0:
-        try:
-            save_checkpoint(state, path)
-        except OSError as error:
-            problem = error
-    if not place.agree(problem is None):
-        raise problem or OSError(f"the first process cannot write {path}")
-
-
-def _restore(
-    path: Path, module: nn.Module, schedule: Schedule, fitted: Fitted, place: Workplace
-) -> None:
-    """Take up a checkpoint, if there is one."""
-    state = read_checkpoint(path, place)
-    if state is None:
-        return
-    wanted = {"module", "optimizer", "rng", "fitted"}
-    if schedule.average is not None:
-        wanted.add("average")
-    if missing := wanted - state.keys():
-        raise ValueError(f"{path} is no checkpoint of a stage (no {min(missing)}); delete it")
-    try:
-        load_module(module, state["module"])
-        load_optimizer(schedule.optimizer, state["optimizer"])
-        if schedule.average is not None:
-            schedule.average.ema.module.load_state_dict(state["average"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(
-            f"{path} was saved by another architecture ({reason}): "
-            "resume with the options that the run was started with"
-        ) from None
-    torch.set_rng_state(state["rng"])
-    vars(fitted).update(state["fitted"])

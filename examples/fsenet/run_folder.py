@@ -62,6 +62,13 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if not _another_is_gone(error):
+            raise
+        sys.exit(
+            "error: another process of this run has ended, see what it said: start all of them "
+            "again with --resume"
+        )
 
 
 @contextmanager
@@ -183,6 +190,12 @@ def plain(options: RunOptions) -> dict[str, Any]:
     """
     values = {name: value for name, value in asdict(options).items() if name not in WHERE}
     return json.loads(json.dumps(values, default=lambda path: Path(path).resolve().name))
+
+
+def _another_is_gone(error: RuntimeError) -> bool:
+    # gloo has no class of error of its own, and no one wording
+    words = ("got no answer from another", "closed by peer", "reset by peer", "/gloo/")
+    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
 
 
 def _default_folder(name: str, resume: bool) -> Path:

@@ -28,7 +28,7 @@ from data.pictures import open_pictures
 from data.shortcuts import shortcut_accuracies
 from describe import describe
 from energy import energy_shares
-from fit import Average, Batch, Fitted, Schedule, Workplace, fit
+from fit import Batch, Fitted, Workplace, fit
 from limits import check_batch, check_numbers
 from machine import peak_memory_gb, versions
 from maps import cached_maps
@@ -38,6 +38,7 @@ from protocols.pairs import strangers
 from report import write_report
 from results import print_results, write_results
 from run_folder import one_line_errors, plain, workplace
+from schedule import Average, Schedule
 from showcase import show_faces
 from telemetry import check_tensorboard
 from timm.utils import ModelEmaV3
