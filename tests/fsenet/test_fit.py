@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ import torch
 from checkpoint import last_but_one, load_checkpoint, save_checkpoint
 from data.batches import BatchPlan, load_batches
 from fit import Fitted, Schedule, Workplace, fit
+from schedule import Average
 from telemetry import CLOCKS
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -277,6 +280,110 @@ def test_half_a_stage_goes_on(tmp_path):
     assert math.isclose(module.w.item(), 0.5 - 0.2 / 3, rel_tol=1e-5)
     assert fitted.history[0] == {"loss": 1.0}
     assert fitted.seconds > 10.0
+
+
+def micro(folder, accumulate, value, steps=3, **more):
+    """As `small`, in micro-batches whose mean is `value`."""
+    module = Scalar()
+    optimizer = torch.optim.SGD(module.parameters(), lr=99.0)
+
+    def batches(first):
+        for _ in range(first, steps):
+            for at in range(accumulate):
+                yield torch.full((2,), value + at - (accumulate - 1) / 2), None
+
+    rate = lambda done: 0.1 * (1 - done)  # noqa: E731
+    schedule = Schedule(steps, rate, optimizer, accumulate, **more)
+    return fit("alone", module, batches, schedule, Workplace(folder, torch.device("cpu"))), module
+
+
+def test_micro_batches(tmp_path):
+    """Their mean gradient makes a step, and their mean loss is told."""
+    fitted, module = micro(tmp_path, 4, 2.0)
+    assert math.isclose(module.w.item(), 1 - 0.2 * (1 + 2 / 3 + 1 / 3), rel_tol=1e-6)
+    assert fitted.history[0]["loss"] == 2.0
+    assert fitted.history[0]["grad_norm"] == 2.0
+    assert fitted.images == 3 * 4 * 2
+
+
+def test_clipping(tmp_path):
+    """By hand: the gradient 2 becomes 0.5, of the sum and not of each micro-batch."""
+    fitted, module = micro(tmp_path, 2, 2.0, clip_norm=0.5)
+    assert math.isclose(module.w.item(), 1 - 0.05 * (1 + 2 / 3 + 1 / 3), rel_tol=1e-5)
+    assert fitted.history[0]["grad_norm"] == 2.0
+
+
+def averaged(folder, steps=3, stop=None):
+    """Train with an average of decay 0.5, up to an exception at step `stop`."""
+    module = Scalar()
+    optimizer = torch.optim.SGD(module.parameters(), lr=99.0)
+    average = Average(module, ModelEmaV3(module, 0.5))
+
+    def batches(first):
+        for step in range(first, steps):
+            if step == stop:
+                raise KeyboardInterrupt
+            yield torch.full((2,), 2.0), None
+
+    schedule = Schedule(steps, lambda done: 0.1 * (1 - done), optimizer, average=average)
+    place = Workplace(folder, torch.device("cpu"), **EVERY_STEP)
+    fit("alone", module, batches, schedule, place)
+    return module.w.item()
+
+
+def test_the_average_of_weights(tmp_path):
+    """By hand: w is 0.8, 2/3, 0.6; its average 0.9, 0.78333, 0.69167, after a kill too."""
+    with pytest.raises(KeyboardInterrupt):
+        averaged(tmp_path, stop=2)
+    assert math.isclose(averaged(tmp_path), 0.6916667, rel_tol=1e-6)
+    kept = load_checkpoint(tmp_path / "alone.pt")
+    assert math.isclose(kept["module"]["w"].item(), 0.6, rel_tol=1e-6)
+    assert math.isclose(kept["average"]["w"].item(), 0.6916667, rel_tol=1e-6)
+    assert math.isclose(averaged(tmp_path), 0.6916667, rel_tol=1e-6)  # the stage is over
+    del kept["average"]
+    save_checkpoint(kept, tmp_path / "alone.pt")
+    with pytest.raises(ValueError, match=r"no checkpoint of a stage \(no average\); delete it"):
+        averaged(tmp_path)
+
+
+def test_what_is_waited_for(tmp_path):
+    """Batches are moved as they come, then prepared; only waiting for them is waiting."""
+    moved = []
+
+    class Place(Workplace):
+        def put(self, tensor):
+            moved.append(tensor.dtype)
+            return super().put(tensor)
+
+    def batches(first):
+        for _ in range(first, 5):
+            time.sleep(0.02)
+            yield torch.ones(2, dtype=torch.uint8), None
+
+    def prepare(x, absent):
+        assert moved[-1] == torch.uint8
+        time.sleep(0.02)
+        return x.float(), absent
+
+    module = Scalar()
+    schedule = Schedule(5, lambda _: 0.0, torch.optim.SGD(module.parameters(), lr=1.0))
+    fitted = fit("alone", module, batches, schedule, Place(tmp_path, torch.device("cpu")), prepare)
+    assert moved == [torch.uint8] * 5
+    assert fitted.wait_seconds >= 0.1
+    assert fitted.seconds - fitted.wait_seconds >= 0.1
+
+
+def test_large_checkpoints_are_rare(tmp_path, monkeypatch):
+    """One that takes 30 ms comes after 570 ms again, and at the end."""
+    written = []
+
+    def slowly(state, path):
+        written.append(state["fitted"]["steps"])
+        time.sleep(0.03)
+
+    monkeypatch.setattr("resume.save_checkpoint", slowly)
+    small(tmp_path, 30, checkpoint_seconds=0.0)
+    assert written == [1, 30]
 
 
 def test_bf16(tmp_path):
