@@ -139,6 +139,32 @@ def test_discard_unused(tmp_path):
         open_workplace(having(output=tmp_path / "lost"), "default")
 
 
+def test_a_run_says_how_it_began(tmp_path, monkeypatch):
+    """A line each time; nothing in the folder names a folder of this machine."""
+    faces = tmp_path / "somebody" / "lfw.zip"
+    options = having(output=tmp_path / "run", faces=faces, seed=3, precision="fp32")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py"), f"--faces={faces}", "--seed=3"])
+    open_workplace(options, "default")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume", "--output", str(tmp_path / "run")])
+    moved = dataclasses.replace(options, faces=Path("elsewhere/lfw.zip"), resume=True)
+    open_workplace(moved, "default")
+    rows = [json.loads(line) for line in (tmp_path / "run/starts.jsonl").open()]
+    assert [row["command"] for row in rows] == [
+        "train.py --faces=lfw.zip --seed=3",
+        "train.py --resume --output run",
+    ]
+    assert [row["resumed"] for row in rows] == [False, True]
+    for row in rows:
+        assert (row["seed"], row["processes"], row["precision"]) == (3, 1, "fp32")
+        assert {"commit", "torch", "timm", "python"} <= row["versions"].keys()
+        assert row["device"]
+    for path in (tmp_path / "run").iterdir():
+        assert "somebody" not in path.read_text()
+        assert str(tmp_path) not in path.read_text()
+    with pytest.raises(ValueError, match=r"started with faces lfw.zip \(now other.zip\)"):
+        open_workplace(dataclasses.replace(moved, faces=Path("other.zip")), "default")
+
+
 @pytest.mark.parametrize("error", [ValueError, ZeroDivisionError, RuntimeError, KeyboardInterrupt])
 def test_whatever_ends_a_run_at_once(tmp_path, error):
     """What the user did not mend and what nobody foresaw: the folder is gone either way."""
@@ -148,6 +174,8 @@ def test_whatever_ends_a_run_at_once(tmp_path, error):
         with workplace(options, "default") as place:
             assert (place.folder / "options.json").exists()
             (place.folder / left).write_bytes(b"")
+            (place.folder / "history.jsonl").write_text("")
+            (place.folder / "tensorboard/parser").mkdir(parents=True)
             raise error("no")
 
     with pytest.raises(error):
