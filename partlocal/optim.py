@@ -235,6 +235,26 @@ def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def grad_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Return the norm of all gradients as one vector, in fp32, without waiting for the device.
+
+    All ranks call this together where a parameter is spread over them.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> grad_norm([weight])
+    tensor(5.)
+
+    Args:
+        parameters: as those of `clip_grad_norm`.
+    """
+    grads = [(p, grad) for p in parameters if (grad := _gradient_of(p)) is not None]
+    if not grads:
+        return torch.zeros(())
+    return torch.stack([_squared_norm(p, grad) for p, grad in grads]).sum().sqrt()
+
+
+@torch.no_grad()
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients so that their common norm is at most `max_norm`; return what it was.
 
@@ -257,15 +277,12 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """
     if not 0 < max_norm < math.inf:
         raise ValueError(f"max_norm must be positive and finite; got {max_norm}")
-    held = [(p, _gradient_of(p)) for p in parameters]
-    grads = [(p, grad) for p, grad in held if grad is not None]
-    if not grads:
-        return torch.zeros(())
-    norm = torch.stack([_squared_norm(p, grad) for p, grad in grads]).sum().sqrt()
+    held = list(parameters)
+    norm = grad_norm(held)
     if not norm.isfinite():
         return norm
     factor = (max_norm / norm.clamp(min=max_norm)).item()
-    for p, _ in grads:
+    for p in held:
         for grad in (p.grad, getattr(p, "row_grad", None)):
             if grad is not None:
                 local_part(grad).mul_(factor)

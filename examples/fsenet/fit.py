@@ -1,88 +1,31 @@
-"""The training loop of all three stages: progress, history, and checkpoints to resume from."""
+"""The training loop of all three stages, and the checkpoints that it goes on from."""
 
-import os
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 
 import torch
-from checkpoint import load_checkpoint, save_checkpoint
-from spread import load_module, load_optimizer, spread_names, whole
+from resume import not_finite, restore_stage, save_stage
+from schedule import Schedule
+from spread import spread_names
+from telemetry import Fitted, Logbook
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
+from workplace import Workplace
 
-from partlocal.shard import local_part
+from partlocal.optim import clip_grad_norm, grad_norm
 
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where a run computes and what it leaves behind.
-
-    Args:
-        folder: of the run; rank 0 alone writes to it.
-        device: of this process.
-        precision: `"fp32"` or `"bf16"` (autocast).
-        rank: of this process among `world`.
-        world: number of processes.
-        checkpoint_seconds: between two checkpoints; what a kill costs at most.
-    """
-
-    folder: Path
-    device: torch.device
-    precision: str = "fp32"
-    rank: int = 0
-    world: int = 1
-    checkpoint_seconds: float = 20.0
-
-    def agree(self, decision: bool) -> bool:
-        """Return what the first process decides; all call this together."""
-        if self.world == 1:
-            return decision
-        sent = torch.tensor(decision, device=self.device)
-        distributed.broadcast(sent, 0)
-        return bool(sent)
-
-    def autocast(self) -> torch.autocast:
-        """Return the context in which networks run."""
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
-        )
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Optimisation of one stage.
-
-    Args:
-        steps: number of updates.
-        lr: rate at the fraction of the training that is over, 0 to 1.
-        optimizer: built over the module's parameters.
-    """
-
-    steps: int
-    lr: Callable[[float], float]
-    optimizer: torch.optim.Optimizer
-
-
-@dataclass
-class Fitted:
-    """What a stage reports: its curve and how fast it went."""
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-    wait_seconds: float = 0.0
-    steps: int = 0
+Batch = Sequence[Tensor | None]
 
 
 def fit(
     stage: str,
     module: nn.Module,
-    batches: Callable[[int], Iterator[Sequence[Tensor | None]]],
+    batches: Callable[[int], Iterator[Batch]],
     schedule: Schedule,
     place: Workplace,
+    prepare: Callable[..., Batch] = lambda *batch: batch,
 ) -> Fitted:
     """Train `module`, whose call on a batch returns a NamedTuple with the loss first.
 
@@ -92,74 +35,63 @@ def fit(
     Args:
         stage: its name in the progress bar, the history and the checkpoint's file.
         module: on `place.device`.
-        batches: from a first step, an iterator over the batches of that and the later steps.
+        batches: from a first step, an iterator over the batches of that and the later steps,
+            `schedule.accumulate` each.
         schedule: steps, rate, optimizer.
         place: device, precision, folder.
+        prepare: makes of a batch, there on the device, what `module` is called with.
 
     Raises:
         FloatingPointError: the loss or a weight is not finite; the message names the step. No
             checkpoint holds such a state.
         ValueError: the checkpoint is damaged, of another architecture or of a longer training, or
             `module` refuses a batch; the message names the stage and the step.
+        OSError: a checkpoint cannot be written; the last one is whole.
     """
-    path = place.folder / f"{stage}.pt"
-    optimizer, fitted = schedule.optimizer, Fitted()
-    if path.exists():
-        _restore(path, module, optimizer, fitted)
+    path, optimizer, fitted = place.folder / f"{stage}.pt", schedule.optimizer, Fitted()
+    restore_stage(path, module, schedule, fitted, place)
     if fitted.steps > schedule.steps:
         raise ValueError(
             f"{path} is {fitted.steps} steps into a training of {schedule.steps}: "
             "resume with the options that the run was started with"
         )
-    if fitted.steps == schedule.steps:
-        return fitted
     trained = data_parallel(module) if place.world > 1 else module
     module.train()
     source = batches(fitted.steps)
-    bar = tqdm(
-        initial=fitted.steps,
-        total=schedule.steps,
-        desc=f"{stage:>7}",
-        unit="step",
-        disable=place.rank > 0,
-        mininterval=1.0 if os.isatty(2) else 15.0,
-    )
-    saved = time.monotonic()
-    while fitted.steps < schedule.steps:
-        step, started = fitted.steps, time.monotonic()
-        batch = [None if part is None else part.to(place.device) for part in next(source)]
-        fitted.wait_seconds += time.monotonic() - started
+    saved, took = time.monotonic(), 0.0
+    with closing(Logbook(stage, schedule.steps, fitted, place)) as logbook:
+        while fitted.steps < schedule.steps:
+            step, began = fitted.steps, time.monotonic()
+            lr = schedule.lr(step / schedule.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                values = _add_gradients(trained, source, schedule, place, prepare, fitted)
+            except ValueError as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(f"stage {stage}, step {step}: {reason}") from error
+            fitted.steps += 1
+            last = fitted.steps == schedule.steps
+            told = step % 10 == 0 or last
+            values |= _step(module, schedule, measured=told)
+            if told:
+                row = _read(stage, step, values, place)
+            fitted.seconds += time.monotonic() - began
+            if told:
+                logbook.note(step, {"lr": lr, **row})
+            logbook.bar.update()
 
-        lr = schedule.lr(step / schedule.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad(set_to_none=True)
-        try:
-            with place.autocast():
-                losses = trained(*batch)
-        except ValueError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"stage {stage}, step {step}: {reason}") from error
-        losses.loss.backward()
-        optimizer.step()
-        fitted.steps += 1
-        fitted.seconds += time.monotonic() - started
-
-        if step % 10 == 0 or fitted.steps == schedule.steps:
-            values = {name: value.item() for name, value in losses._asdict().items()}
-            _refuse_non_finite(f"the loss of stage {stage}", [losses.loss], step)
-            fitted.history.append(
-                {"stage": stage, "step": step, "steps": schedule.steps, "lr": lr, **values}
-            )
-            bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{lr:.1g}", refresh=False)
-        bar.update()
-        due = time.monotonic() - saved > place.checkpoint_seconds
-        if place.agree(due) or fitted.steps == schedule.steps:
-            held = map(local_part, module.state_dict().values())
-            _refuse_non_finite(f"a weight of stage {stage}", held, step)
-            _save(path, module, optimizer, fitted, place)
-            saved = time.monotonic()
-    bar.close()
+            # the larger a checkpoint is, the rarer; processes that ask each other wait, too
+            pause = max(place.checkpoint_seconds, took * (1 / place.checkpoint_share - 1))
+            due = time.monotonic() - saved > pause
+            if last or ((told or place.world == 1) and place.agree(due)):
+                began = time.monotonic()
+                save_stage(path, module, schedule, fitted, place)
+                saved = time.monotonic()
+                took = saved - began
+    if schedule.average is not None:
+        schedule.average.net.load_state_dict(schedule.average.ema.module.state_dict())
     if place.world > 1:
         # each rank ran the last batch of its own through its BatchNorms; a run that is resumed
         # has rank 0's numbers everywhere, and the next stage must not see a difference
@@ -178,48 +110,49 @@ def data_parallel(module: nn.Module) -> nn.Module:
     return DistributedDataParallel(module)
 
 
-def _refuse_non_finite(what: str, tensors: Iterable[Tensor], step: int) -> None:
-    for tensor in tensors:
-        if not tensor.isfinite().all():
-            value = tensor.flatten()[~tensor.flatten().isfinite()][0].item()
-            raise FloatingPointError(
-                f"{what} is {value} at step {step}: lower --lr, or use --precision fp32"
-            )
-
-
-def _save(
-    path: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    fitted: Fitted,
+def _add_gradients(
+    trained: nn.Module,
+    source: Iterator[Batch],
+    schedule: Schedule,
     place: Workplace,
-) -> None:
-    """Gather what is spread over processes, of which the first one writes."""
-    state = {
-        "module": whole(module.state_dict()),
-        "optimizer": whole(optimizer.state_dict()),
-        "rng": torch.get_rng_state(),
-        "fitted": vars(fitted),
-    }
-    if place.rank == 0:
-        save_checkpoint(state, path)
+    prepare: Callable[..., Batch],
+    fitted: Fitted,
+) -> dict[str, Tensor]:
+    """Add the gradients of an update's batches up; return the means of what `trained` returns."""
+    values: dict[str, Tensor] = {}
+    for left in reversed(range(schedule.accumulate)):
+        began = time.monotonic()
+        raw = next(source)
+        fitted.wait_seconds += time.monotonic() - began
+        batch = prepare(*(None if part is None else place.put(part) for part in raw))
+        fitted.images += place.world * len(raw[0])
+        # processes exchange the sum alone
+        with trained.no_sync() if left and place.world > 1 else nullcontext():
+            with place.autocast():
+                losses = trained(*batch)
+            (losses.loss / schedule.accumulate).backward()
+        for name, value in losses._asdict().items():
+            values[name] = values.get(name, 0) + value.detach() / schedule.accumulate
+    return values
 
 
-def _restore(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, fitted: Fitted
-) -> None:
-    state = load_checkpoint(path)
-    missing = {"module", "optimizer", "rng", "fitted"} - state.keys()
-    if missing:
-        raise ValueError(f"{path} is no checkpoint of a stage (no {min(missing)}); delete it")
-    try:
-        load_module(module, state["module"])
-        load_optimizer(optimizer, state["optimizer"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(
-            f"{path} was saved by another architecture ({reason}): "
-            "resume with the options that the run was started with"
-        ) from None
-    torch.set_rng_state(state["rng"])
-    vars(fitted).update(state["fitted"])
+def _step(module: nn.Module, schedule: Schedule, measured: bool) -> dict[str, Tensor]:
+    """Move the weights, and their average; return the gradient's norm if it is asked for."""
+    told = {}
+    if schedule.clip_norm:
+        told["grad_norm"] = clip_grad_norm(module.parameters(), schedule.clip_norm)
+    elif measured:
+        told["grad_norm"] = grad_norm(module.parameters())
+    schedule.optimizer.step()
+    if schedule.average is not None:
+        schedule.average.ema.update(schedule.average.net)
+    return told
+
+
+def _read(stage: str, step: int, values: dict[str, Tensor], place: Workplace) -> dict[str, float]:
+    """Return numbers, of which the loss is finite; this waits for a GPU."""
+    means = place.means(torch.stack([value.float() for value in values.values()]))
+    row = dict(zip(values, means, strict=True))
+    if not math.isfinite(row["loss"]):
+        raise not_finite(f"the loss of stage {stage}", row["loss"], step)
+    return row

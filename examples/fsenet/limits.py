@@ -20,6 +20,9 @@ LIMITS = {  # of the options of every script: lowest and highest
     "part_dim": (1, 10**5),
     "steps": (1, MANY),
     "batch_size": (2, MANY),  # BatchNorm needs two pictures
+    "accumulate": (1, 10**6),
+    "clip_norm": (0, MANY),
+    "ema": (0, 0.999999),
     "lr": (0, 1000),
     "milestones": (0, 1),
     "warmup": (0, 1),
@@ -68,18 +71,19 @@ def check_numbers(options: Any, group: str = "") -> None:
                 )
 
 
-def check_batch(option: str, size: int, pictures: int | None = None) -> None:
+def check_batch(option: str, size: int, pictures: int | None = None, accumulate: int = 1) -> None:
     """Refuse a batch that the processes of `torchrun` cannot share, or that pictures cannot fill.
 
     Args:
         option: its name on the command line.
         size: of the batch.
         pictures: there are to train on, where that is known.
+        accumulate: micro-batches in which each process takes its share.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if size % world or size < 2 * world:
-        raise ValueError(
-            f"{option} must be a multiple of the {world} processes, at least 2 each; got {size}"
-        )
+    pieces = world * accumulate
+    if size % pieces or size < 2 * pieces:
+        shared = f"the {world} processes" + (f" x {accumulate} micro-batches" * (accumulate > 1))
+        raise ValueError(f"{option} must be a multiple of {shared}, at least 2 each; got {size}")
     if pictures is not None and size > pictures:
         raise ValueError(f"{option} must be at most the number of pictures, {pictures}; got {size}")

@@ -4,6 +4,8 @@ import ctypes
 import json
 import math
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +73,16 @@ def versions() -> dict[str, str]:
     return {**packages, "python": platform.python_version(), "commit": commit}
 
 
+def plain_command(arguments: list[str]) -> str:
+    """Return a command line without the folders that its files lie in.
+
+    >>> plain_command(["/home/ann/train.py", "--faces", "data/lfw.zip", "--output=/tmp/a b"])
+    "train.py --faces lfw.zip '--output=a b'"
+    """
+    names = [re.sub(r"[^=]*/(?=[^/])", "", argument) for argument in arguments]
+    return shlex.join(names)
+
+
 def peak_memory_gb() -> float | None:
     """Return the largest resident size that this process or a child has reached, in GB.
 
@@ -85,6 +97,13 @@ def peak_memory_gb() -> float | None:
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     ]
     return round(max(sizes) * unit / 1e9, 2)
+
+
+def device_memory_gb(device: torch.device) -> float | None:
+    """Return the most memory, in GB, that tensors took on a GPU, or this process on a CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
+    return peak_memory_gb()
 
 
 def finite(value: Any) -> Any:

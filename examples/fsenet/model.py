@@ -1,5 +1,7 @@
 """FSENet and its baseline as trained: a network, and an ArcFace head for each vector it makes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +52,27 @@ def build_head(
     return ArcFaceHead(
         width, identities, scale, ArcFace(margin), process_group=group, device=device
     )
+
+
+@contextmanager
+def compiled(net: PartLocalNet | GlobalNet, **how: Any) -> Iterator[None]:
+    """Compile what a training step runs, for the block alone.
+
+    Elsewhere batches have other sizes, each of which would be compiled anew. The heads are one
+    operation already. Names and weights stay as they are.
+
+    Args:
+        net: FSENet, of which backbone and part branch are compiled, or its baseline.
+        how: options of `torch.compile`.
+    """
+    parts = [net.backbone, *([net.branch] if isinstance(net, PartLocalNet) else [])]
+    for part in parts:
+        part.forward = torch.compile(part.forward, **how)
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.forward
 
 
 class TrainedGlobalNet(nn.Module):

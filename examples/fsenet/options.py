@@ -41,13 +41,18 @@ class Options:
         map_size: side of the feature map whose cells the parts pool.
         part_dim: width of a part's vector after a linear map; None keeps the feature map's.
         steps: updates of each network.
-        batch_size: pictures an update, over all processes.
+        batch_size: pictures an update, over all processes and micro-batches.
+        accumulate: micro-batches in which each process takes its share of an update, where memory
+            is short.
         lr: first learning rate; the paper's is 0.1, for batches of 128.
         milestones: fractions of the training at which the rate is divided by ten; the paper's
             are 1/4, 1/2 and 3/4, too early for trainings of minutes.
         warmup: fraction of the training over which the rate rises to `lr`.
         momentum: of SGD.
         weight_decay: of SGD.
+        clip_norm: the largest norm of an update's gradient, over everything; 0 for any.
+        ema: decay of an exponential moving average of the weights, which is then what is evaluated
+            and saved; 0 for none.
         margin: ArcFace's, radians.
         scale: of the cosines.
         local_loss_weight: of the local half's loss beside the global one's (eq. 3: 1).
@@ -56,7 +61,9 @@ class Options:
             their `sum`.
         augmentation: how far training pictures are moved.
         precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
-        workers: processes that decode pictures.
+        compile: run the steps of the networks through `torch.compile`.
+        workers: processes that decode pictures, for each process that trains.
+        tensorboard: write TensorBoard's events into the run's folder.
     """
 
     profile: Literal["default", "lfw", "paper"] = "default"
@@ -77,11 +84,14 @@ class Options:
     part_dim: int | None = None
     steps: int = 750
     batch_size: int = 64
+    accumulate: int = 1
     lr: float = 0.05
     milestones: tuple[float, ...] = (0.7, 0.9, 0.97)
     warmup: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    clip_norm: float = 0.0
+    ema: float = 0.0
     margin: float = 0.1
     scale: float = 16.0
     local_loss_weight: float = 1.0
@@ -89,7 +99,9 @@ class Options:
     test_time: TestTime = "concatenation"
     augmentation: Augmentation = field(default_factory=Augmentation)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
     workers: int = 0
+    tensorboard: bool = False
 
     def rate(self, done: float) -> float:
         """Return the learning rate when the fraction `done` of the training is over."""
@@ -113,20 +125,27 @@ PROFILES = {
             shift=0.06, scale=0.1, rotation=8, brightness=0.3, contrast=0.3, grey=0.1
         ),
     ),
-    # Section 4.1: SGD 0.9, weight decay 5e-4, 0.1 divided by ten every 100k of 400k steps.
+    # Where in the paper each value stands; docs/paper.md says how each place is read.
     "paper": replace(
         DEFAULT,
         profile="paper",
-        backbone="iresnet50",
-        parser_options=ParserOptions(grid=128, steps=20_000),
-        steps=400_000,
-        batch_size=128,
+        backbone="iresnet50",  # fig. 5: ArcFace's residual network, 128 channels at 28x28
+        map_size=28,  # eq. 6 and fig. 5; table 12 compares 56 and 14
+        # Two hourglasses at 128x128, place not known; how long they train is not said.
+        parser_options=ParserOptions(num_stacks=2, grid=128, steps=20_000),
         min_images=20,  # table 5: 85 K of 110 K people, 7.2 M of 8 M pictures
-        lr=0.1,
-        margin=1.5,
-        scale=64.0,
-        milestones=(0.25, 0.5, 0.75),
-        warmup=0.0,
+        steps=400_000,  # 4.1
+        batch_size=128,  # 4.1
+        lr=0.1,  # 4.1
+        milestones=(0.25, 0.5, 0.75),  # 4.1: divided by ten every 100k steps
+        warmup=0.0,  # none is mentioned
+        momentum=0.9,  # 4.1
+        weight_decay=5e-4,  # 4.1
+        margin=1.5,  # table 6: the best of 0.5, 1 and 1.5
+        scale=64.0,  # not given; ArcFace's
+        local_loss_weight=1.0,  # eq. 3: the losses are added 1 : 1
+        local_weight=0.6,  # table 8
+        test_time="concatenation",  # eq. 5
         workers=8,
     ),
 }

@@ -46,6 +46,7 @@ def speed(stage: Fitted) -> dict[str, float]:
         "steps": stage.steps,
         "seconds": round(stage.seconds, 1),
         "steps_per_second": round(stage.steps / seconds, 2),
+        "images_per_second": round(stage.images / seconds, 1),
         "data_wait_share": round(stage.wait_seconds / seconds, 4),
     }
 

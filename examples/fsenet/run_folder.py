@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,15 +12,27 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from fit import Workplace
-from machine import choose_precision, keep_freed_memory, write_json
+from machine import (
+    choose_precision,
+    keep_freed_memory,
+    plain_command,
+    to_json,
+    versions,
+    write_json,
+)
+from telemetry import EVENTS, HISTORY
 from torch import distributed
+from workplace import Workplace
 
 RUNS = Path("runs")
 CONFIG = "options.json"
+STARTS = "starts.jsonl"
 WHERE = ("output", "resume")  # options that say where a run is, and nothing about its result
-# on resuming: no weight depends on these
-MAY_CHANGE = ("workers", "parsing", "export", "test_time")
+# on resuming: no weight depends on these, but by rounding and through BatchNorm's statistics
+MAY_CHANGE = (
+    *("processes", "accumulate", "compile", "workers", "tensorboard"),
+    *("parsing", "export", "test_time"),
+)
 
 
 class RunOptions(Protocol):
@@ -37,6 +50,10 @@ class RunOptions(Protocol):
     def precision(self) -> Literal["auto", "fp32", "bf16"]:
         """Return in what networks compute."""
 
+    @property
+    def tensorboard(self) -> bool:
+        """Return whether TensorBoard's events are written."""
+
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
@@ -45,6 +62,13 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if not _another_is_gone(error):
+            raise
+        sys.exit(
+            "error: another process of this run has ended, see what it said: start all of them "
+            "again with --resume"
+        )
 
 
 @contextmanager
@@ -78,15 +102,17 @@ def open_workplace(options: RunOptions, name: str) -> Workplace:
         torch.cuda.set_device(device)
     precision = choose_precision(options.precision, device)
     if world > 1:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # what processes tell each other apart from gradients goes from CPU to CPU
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     config = {**plain(options), "precision": precision, "processes": world}
     folder: list[Path | None] = [None]
     if rank == 0:
         folder = [open_folder(options.output, name, config, options.resume)]
+        note_start(folder[0] / STARTS, config, device, options.resume)
     if world > 1:
         distributed.broadcast_object_list(folder)
     assert folder[0] is not None
-    return Workplace(folder[0], device, precision, rank, world)
+    return Workplace(folder[0], device, precision, rank, world, tensorboard=options.tensorboard)
 
 
 def open_folder(output: Path | None, name: str, config: Mapping[str, Any], resume: bool) -> Path:
@@ -128,20 +154,48 @@ def open_folder(output: Path | None, name: str, config: Mapping[str, Any], resum
     return folder
 
 
+def note_start(path: Path, config: Mapping[str, Any], device: torch.device, resumed: bool) -> None:
+    """Add a line that says what began a run, or went on with it, and names nobody's folders."""
+    gpu = device.type == "cuda"
+    start = {
+        "command": plain_command(sys.argv),
+        "resumed": resumed,
+        "seed": config.get("seed"),
+        "processes": config["processes"],
+        "precision": config["precision"],
+        "device": torch.cuda.get_device_name(device) if gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+    with path.open("a") as file:
+        file.write(to_json(start, indent=None) + "\n")
+
+
 def discard_unused(place: Workplace) -> None:
     """Forget a run that failed before it left a checkpoint to resume from."""
     if place.rank > 0 or any(place.folder.glob("*.pt")):
         return
-    for path in (place.folder / CONFIG, *place.folder.glob("maps-*.npz")):
-        path.unlink(missing_ok=True)
+    for name in (CONFIG, STARTS, HISTORY, "maps-*.npz"):
+        for path in place.folder.glob(name):
+            path.unlink()
+    shutil.rmtree(place.folder / EVENTS, ignore_errors=True)
     if not any(place.folder.iterdir()):
         place.folder.rmdir()
 
 
 def plain(options: RunOptions) -> dict[str, Any]:
-    """Return all options but where the run is, as JSON holds them."""
+    """Return all options but where the run is, as JSON holds them.
+
+    Of paths the last name is kept: another machine may hold the files elsewhere.
+    """
     values = {name: value for name, value in asdict(options).items() if name not in WHERE}
-    return json.loads(json.dumps(values, default=str))
+    return json.loads(json.dumps(values, default=lambda path: Path(path).resolve().name))
+
+
+def _another_is_gone(error: RuntimeError) -> bool:
+    # gloo has no class of error of its own, and no one wording
+    words = ("got no answer from another", "closed by peer", "reset by peer", "/gloo/")
+    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
 
 
 def _default_folder(name: str, resume: bool) -> Path:

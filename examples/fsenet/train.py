@@ -12,7 +12,8 @@ Everything a run leaves lies in one folder: network/, baseline/, metrics.json, r
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
@@ -27,17 +28,20 @@ from data.pictures import open_pictures
 from data.shortcuts import shortcut_accuracies
 from describe import describe
 from energy import energy_shares
-from fit import Fitted, Schedule, Workplace, fit
+from fit import Batch, Fitted, Workplace, fit
 from limits import check_batch, check_numbers
 from machine import peak_memory_gb, versions
 from maps import cached_maps
-from model import GlobalNet, TrainedFSENet, TrainedGlobalNet
+from model import GlobalNet, TrainedFSENet, TrainedGlobalNet, compiled
 from options import Options, parse_options
 from protocols.pairs import strangers
 from report import write_report
 from results import print_results, write_results
 from run_folder import one_line_errors, plain, workplace
+from schedule import Average, Schedule
 from showcase import show_faces
+from telemetry import check_tensorboard
+from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.utils.data import TensorDataset
 from train_parser import (
@@ -156,7 +160,10 @@ def check(options: Options) -> None:
         raise ValueError(f"--backbone: timm knows no {options.backbone!r}; see docs/backbones.md")
     check_numbers(options)
     drawn = options.identities * options.samples
-    check_batch("--batch-size", options.batch_size, drawn if options.faces is None else None)
+    pictures = drawn if options.faces is None else None
+    check_batch("--batch-size", options.batch_size, pictures, options.accumulate)
+    if options.tensorboard:
+        check_tensorboard()
     if options.parser == "train":
         build_parser(options.parser_options)
         check_batch("--parser-options.batch-size", options.parser_options.batch_size, drawn)
@@ -220,23 +227,44 @@ def recognise(
         weight_decay=options.weight_decay,
     )
     plan = BatchPlan(
-        options.batch_size, options.steps, options.seed, place.rank, place.world, options.workers
+        options.batch_size,
+        options.steps,
+        options.seed,
+        place.rank,
+        place.world,
+        options.workers,
+        options.accumulate,
     )
     net = module.net
     parts = net.parser.labels.select(*net.parts) if isinstance(net, PartLocalNet) else HELEN
 
-    def batches(first: int) -> Iterator[Sequence[Tensor | None]]:
-        for rng, (images, identities, index) in load_batches(train.dataset, plan, first):
-            own = visibility = None
-            if cached is not None:
-                own, visibility = cached[0][index].float(), cached[1][index]
-            batch = augment(images, own, parts, options.augmentation, rng)
-            if visibility is not None:
-                visibility = batch.swap(visibility, parts)
-            pixels = batch.images.contiguous(memory_format=torch.channels_last)
-            yield pixels, batch.maps, identities, visibility
+    def batches(first: int) -> Iterator[Batch]:
+        for numbers, (images, identities, index) in load_batches(train.dataset, plan, first):
+            maps, visibility = (None, None) if cached is None else (c[index] for c in cached)
+            yield images, maps, identities, visibility, numbers
 
-    return fit(stage, module, batches, Schedule(options.steps, options.rate, optimizer), place)
+    def prepare(
+        images: Tensor,
+        maps: Tensor | None,
+        identities: Tensor,
+        visibility: Tensor | None,
+        numbers: Tensor,
+    ) -> Batch:
+        own = None if maps is None else maps.float()
+        batch = augment(images, own, parts, options.augmentation, numbers)
+        if visibility is not None:
+            visibility = batch.swap(visibility, parts)
+        pixels = batch.images.contiguous(memory_format=torch.channels_last)
+        return pixels, batch.maps, identities, visibility
+
+    average = None
+    if options.ema:
+        average = Average(module.net, ModelEmaV3(module.net, options.ema))
+    schedule = Schedule(
+        options.steps, options.rate, optimizer, options.accumulate, options.clip_norm, average
+    )
+    with compiled(module.net) if options.compile else nullcontext():
+        return fit(stage, module, batches, schedule, place, prepare)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ writes parsing_net.safetensors and its JSON into the run's folder, the next free
 `train.py` runs the same stage, shorter, on the faces that it draws anyway.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,10 +22,11 @@ from data.face_params import WILD
 from data.faces import TEST_FROM, draw_faces
 from data.fasseg import FASSEG, ParsingPairs, aligned_pairs, helen_to_fasseg
 from data.procedural import ProceduralFaces
-from fit import Fitted, Schedule, Workplace, fit
+from fit import Batch, Fitted, Schedule, Workplace, fit
 from limits import check_batch, check_numbers
 from machine import finite, to_json, versions
 from run_folder import one_line_errors, workplace
+from telemetry import check_tensorboard
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -135,13 +136,15 @@ def train_parser(
 
     plan = BatchPlan(options.batch_size, options.steps, seed, place.rank, place.world, workers)
 
-    def batches(first: int) -> Iterator[Sequence[Tensor | None]]:
-        for rng, (images, labels) in load_batches(faces, plan, first):
-            pixels, moved, _ = augment(images, labels, HELEN, options.augmentation, rng)
-            yield pixels, moved
+    def batches(first: int) -> Iterator[Batch]:
+        for numbers, (images, labels) in load_batches(faces, plan, first):
+            yield images, labels, numbers
+
+    def prepare(images: Tensor, labels: Tensor, numbers: Tensor) -> Batch:
+        return augment(images, labels, HELEN, options.augmentation, numbers)[:2]
 
     schedule = Schedule(options.steps, options.rate, optimizer)
-    fitted = fit("parser", module, batches, schedule, place)
+    fitted = fit("parser", module, batches, schedule, place, prepare)
     parser.freeze()
     return fitted
 
@@ -203,6 +206,7 @@ class Arguments:
         precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
         workers: processes that draw faces.
         parsing: a folder or zip of `images/` and `labels/` on which the parser is scored too.
+        tensorboard: write TensorBoard's events into the run's folder.
     """
 
     output: Path | None = None
@@ -213,6 +217,7 @@ class Arguments:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: int = 1
     parsing: Path | None = None
+    tensorboard: bool = False
 
 
 def build_parser(how: ParserOptions) -> ParsingNet:
@@ -227,6 +232,8 @@ def check(arguments: Arguments) -> None:
     check_batch("--parser.batch-size", arguments.parser.batch_size)
     if arguments.parsing is not None:
         ParsingPairs(arguments.parsing, PARSING_SPLIT)
+    if arguments.tensorboard:
+        check_tensorboard()
 
 
 def main(arguments: Arguments, place: Workplace) -> None:

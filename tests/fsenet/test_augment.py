@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from data.augment import Augmentation, _similarities, augment
+from data.augment import NUMBERS, Augmentation, _similarities, augment
 from data.batches import generator
 
 from partlocal import HELEN
@@ -26,17 +26,21 @@ def batch(b=4, size=32, seed=0):
     return images, maps, labels
 
 
+def numbers(seed, b=4):
+    return torch.rand(NUMBERS, b, generator=generator(seed))
+
+
 def test_example():
     """Mirrored: the left eye's map is where the right eye's was, mirrored; the nose keeps its."""
     images, maps, labels = batch()
-    pixels, moved, _ = augment(images, maps, PARTS, FLIP, generator(0))
+    pixels, moved, _ = augment(images, maps, PARTS, FLIP, numbers(0))
     assert torch.equal(pixels, images.flip(-1).float() / 255)
     left, right, nose = (PARTS.names.index(n) for n in ("left_eye", "right_eye", "nose"))
     assert torch.equal(moved[:, left], maps[:, right].flip(-1))
     assert torch.equal(moved[:, right], maps[:, left].flip(-1))
     assert torch.equal(moved[:, nose], maps[:, nose].flip(-1))
 
-    _, named, _ = augment(images, labels, HELEN, FLIP, generator(0))
+    _, named, _ = augment(images, labels, HELEN, FLIP, numbers(0))
     assert named.dtype == torch.uint8
     for label, other in (("left_eye", "right_eye"), ("right_brow", "left_brow"), ("hair",) * 2):
         here, there = named == HELEN.index(label), labels.flip(-1) == HELEN.index(other)
@@ -47,9 +51,9 @@ def test_example():
 def test_twice_mirrored_is_not_mirrored():
     images, maps, labels = batch()
     for what, names in ((maps, PARTS), (labels, HELEN)):
-        pixels, once, _ = augment(images, what, names, FLIP, generator(0))
+        pixels, once, _ = augment(images, what, names, FLIP, numbers(0))
         bytes_ = (pixels * 255).round().to(torch.uint8)
-        again, twice, _ = augment(bytes_, once, names, FLIP, generator(0))
+        again, twice, _ = augment(bytes_, once, names, FLIP, numbers(0))
         assert torch.equal(again, images.float() / 255)
         assert torch.equal(twice, what)
 
@@ -57,14 +61,14 @@ def test_twice_mirrored_is_not_mirrored():
 def test_zeros_change_nothing():
     images, maps, labels = batch()
     for what, names in ((maps, PARTS), (labels, HELEN), (None, PARTS)):
-        pixels, same, _ = augment(images, what, names, STILL, generator(0))
+        pixels, same, _ = augment(images, what, names, STILL, numbers(0))
         assert torch.equal(pixels, images.float() / 255)
         assert same is None if what is None else torch.equal(same, what)
 
 
 def test_the_share_of_mirrored_pictures():
     images = batch(400, 4)[0]
-    pixels, _, told = augment(images, None, PARTS, Augmentation(flip=0.25), generator(0))
+    pixels, _, told = augment(images, None, PARTS, Augmentation(flip=0.25), numbers(0, 400))
     mirrored = (pixels == images.flip(-1).float() / 255).flatten(1).all(1)
     unmoved = (pixels == images.float() / 255).flatten(1).all(1)
     assert (mirrored ^ unmoved).all()
@@ -77,7 +81,7 @@ def test_swap():
     how = Augmentation(flip=0.5, brightness=0.3, grey=0.5)
     visibility = torch.rand(40, len(PARTS), generator=generator(0))
     maps = visibility[:, :, None, None].expand(-1, -1, 4, 4)
-    moved = augment(batch(40, 8)[0], maps, PARTS, how, generator(7))
+    moved = augment(batch(40, 8)[0], maps, PARTS, how, numbers(7, 40))
     found = moved.swap(visibility, PARTS)
     assert torch.equal(found, moved.maps[..., 0, 0])
     assert 5 < (found != visibility).any(1).sum() < 35
@@ -115,8 +119,8 @@ def test_pictures_maps_and_labels_move_alike(how):
     maps = torch.zeros(b, len(PARTS), size // 4, size // 4)
     maps[:, part] = blob.float().view(b, size // 4, 4, size // 4, 4).mean((2, 4))
 
-    pixels, moved, _ = augment(images, maps, PARTS, how, generator(1))
-    again, named, _ = augment(images, labels, HELEN, how, generator(1))
+    pixels, moved, _ = augment(images, maps, PARTS, how, numbers(1, b))
+    again, named, _ = augment(images, labels, HELEN, how, numbers(1, b))
     assert torch.equal(pixels, again)
     red = centroid(pixels[:, 0])
     assert (red - centroid(blob)).norm(dim=1).mean() > 0.01, "nothing moved"
@@ -150,37 +154,46 @@ def test_light():
     """Gain and contrast keep the order of pixels and the mean's share; grey has no colour."""
     images = batch(64)[0] // 2 + 64  # nothing saturates
     before = images.float() / 255
-    pixels, _, _ = augment(images, None, PARTS, replace(STILL, brightness=0.1), generator(0))
+    pixels, _, _ = augment(images, None, PARTS, replace(STILL, brightness=0.1), numbers(0, 64))
     gain = pixels.mean((1, 2, 3)) / before.mean((1, 2, 3))
     torch.testing.assert_close(pixels, before * gain.view(-1, 1, 1, 1))
     assert gain.min() >= 0.9 - 1e-4
     assert gain.max() <= 1.1 + 1e-4
     assert gain.max() - gain.min() > 0.15
 
-    pixels, _, _ = augment(images, None, PARTS, replace(STILL, contrast=0.2), generator(0))
+    pixels, _, _ = augment(images, None, PARTS, replace(STILL, contrast=0.2), numbers(0, 64))
     torch.testing.assert_close(pixels.mean((1, 2, 3)), before.mean((1, 2, 3)))
     spread = pixels.std((1, 2, 3)) / before.std((1, 2, 3))
     assert 0.8 - 1e-4 <= spread.min() < 0.85 < 1.15 < spread.max() <= 1.2 + 1e-4
 
-    pixels, _, _ = augment(images, None, PARTS, replace(STILL, grey=0.5), generator(0))
+    pixels, _, _ = augment(images, None, PARTS, replace(STILL, grey=0.5), numbers(0, 64))
     grey = (pixels == pixels[:, :1]).flatten(1).all(1)
     assert 16 <= grey.sum() <= 48
     torch.testing.assert_close(pixels.mean(1), before.mean(1))
     assert torch.equal(pixels[~grey], before[~grey])
 
     images[:] = 250
-    pixels, _, _ = augment(images, None, PARTS, replace(STILL, brightness=0.3), generator(0))
+    pixels, _, _ = augment(images, None, PARTS, replace(STILL, brightness=0.3), numbers(0, 64))
     assert pixels.max() == 1
 
 
-def test_the_same_generator_gives_the_same_bits():
+def test_the_same_numbers_give_the_same_bits():
     images, maps, labels = batch()
     for what, names in ((maps, PARTS), (labels, HELEN)):
-        runs = [augment(images, what, names, WILD, generator(7)) for _ in range(2)]
+        runs = [augment(images, what, names, WILD, numbers(7)) for _ in range(2)]
         assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-        other = augment(images, what, names, WILD, generator(8))
+        other = augment(images, what, names, WILD, numbers(8))
         assert not torch.equal(other[0], runs[0][0])
         assert not torch.equal(other[1], runs[0][1])
     state = torch.get_rng_state()
-    augment(images, maps, PARTS, WILD, generator(7))
+    augment(images, maps, PARTS, WILD, numbers(7))
     assert torch.equal(torch.get_rng_state(), state), "the main generator was drawn from"
+
+
+def test_a_share_of_a_batch():
+    """A picture is changed in the same way whichever others are there."""
+    images, maps, _ = batch(9)
+    whole = augment(images, maps, PARTS, WILD, numbers(3, 9))
+    part = augment(images[1::3], maps[1::3], PARTS, WILD, numbers(3, 9)[:, 1::3])
+    for a, b in zip(part, whole, strict=True):
+        torch.testing.assert_close(a, b[1::3], atol=1e-6, rtol=1e-5)

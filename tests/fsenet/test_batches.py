@@ -5,17 +5,24 @@ import itertools
 import pytest
 import torch
 from data.archives import DamagedImage
+from data.augment import NUMBERS
 from data.batches import BatchPlan, StepSampler, generator, load_batches
 from data.faces import draw_faces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, TensorDataset
 
-sizes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(0, 9), st.integers(0, 99))
+sizes = st.tuples(*(st.integers(1, high) for high in (4, 3, 3)), *(st.integers(0, 99),) * 2)
 
 
 def indices(length, plan, first=0):
     return list(StepSampler(length, plan, first))
+
+
+def steps(batches, accumulate):
+    """The micro-batches of each step, one behind the other."""
+    starts = range(0, len(batches), accumulate)
+    return [[*itertools.chain(*batches[at : at + accumulate])] for at in starts]
 
 
 def test_example():
@@ -31,23 +38,25 @@ def test_example():
 @settings(max_examples=40, deadline=None)
 @given(sizes)
 def test_properties(sizes):
-    batch, world, rest, seed = sizes
-    per_epoch, batches = 3, batch * world
-    length = per_epoch * batches + rest % batches
-    plans = [BatchPlan(batches, 7, seed, rank, world) for rank in range(world)]
+    batch, world, accumulate, rest, seed = sizes
+    per_epoch, size = 3, batch * world * accumulate
+    length = per_epoch * size + rest % size
+    plans = [BatchPlan(size, 7, seed, rank, world, 0, accumulate) for rank in range(world)]
     shares = [indices(length, plan) for plan in plans]
-    together = indices(length, BatchPlan(batches, 7, seed))
+    together = indices(length, BatchPlan(size, 7, seed))
+    assert all(len(micro) == batch for share in shares for micro in share)
     for step in range(7):
         # the shares of the ranks are disjoint, and together the batch of one process
-        mine = [index for share in shares for index in share[step]]
-        assert len(mine) == len(set(mine)) == batches
+        mine = [i for share in shares for i in steps(share, accumulate)[step]]
+        assert len(mine) == len(set(mine)) == size
         assert sorted(mine) == sorted(together[step])
     for epoch in (together[:3], together[3:6]):  # no picture twice; all of them when none is left
         flat = [*itertools.chain(*epoch)]
-        assert len(set(flat)) == len(flat) == length - rest % batches
+        assert len(set(flat)) == len(flat) == length - rest % size
         assert set(flat) <= set(range(length))
     for first in range(8):  # going on at a step is the same as having come there
-        assert indices(length, plans[-1], first) == shares[-1][first:]
+        assert indices(length, plans[-1], first) == shares[-1][first * accumulate :]
+        assert len(StepSampler(length, plans[-1], first)) == (7 - first) * accumulate
 
 
 def test_seeds_and_keys_differ():
@@ -59,29 +68,45 @@ def test_seeds_and_keys_differ():
     assert len(set(draws)) == len(draws)
 
 
-def load(workers, first=0, rank=0, steps=5):
-    data = TensorDataset(torch.arange(26).view(13, 2), torch.arange(13))
-    plan = BatchPlan(6, steps, seed=1, rank=rank, world=2, workers=workers)
+DATA = TensorDataset(torch.arange(26).view(13, 2), torch.arange(13))
+
+
+def load(workers=0, first=0, **how):
+    plan = BatchPlan(6, 5, seed=1, workers=workers, **how)
     return [
-        (torch.rand(2, generator=rng).tolist(), images.tolist(), index.tolist())
-        for rng, (images, index) in load_batches(data, plan, first)
+        (numbers.T.tolist(), images.tolist(), index.tolist())
+        for numbers, (images, index) in load_batches(DATA, plan, first)
     ]
 
 
 def test_loading():
-    """Batches and generators: the same with workers, from any step, and each rank its own."""
+    """The same with workers, and from any step; the main generator is left alone."""
     state = torch.get_rng_state()
-    alone = load(0)
-    assert torch.equal(torch.get_rng_state(), state), "the main generator was drawn from"
-    assert len(alone) == 5
-    for draw, images, index in alone:
-        assert images == [[2 * i, 2 * i + 1] for i in index]
-        assert draw not in [other for other, _, _ in load(0, rank=1)]
-    assert len({tuple(draw) for draw, _, _ in alone}) == 5
-    assert load(0, first=3) == alone[3:]
-    assert load(2) == alone
-    assert load(2, first=2) == alone[2:]
+    for how in ({}, {"rank": 1, "world": 2}, {"rank": 0, "world": 3, "accumulate": 2}):
+        alone = load(**how)
+        accumulate = how.get("accumulate", 1)
+        assert len(alone) == 5 * accumulate
+        for numbers, images, index in alone:
+            assert images == [[2 * i, 2 * i + 1] for i in index]
+            assert len(numbers) == len(index)
+            assert len(numbers[0]) == NUMBERS
+        assert load(0, first=3, **how) == alone[3 * accumulate :]
+        assert load(2, **how) == alone
+        assert load(2, first=2, **how) == alone[2 * accumulate :]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_picture_keeps_its_random_numbers(accumulate):
+    """In each step, whichever process and micro-batch has the picture."""
+    alone = [dict(zip(index, numbers, strict=True)) for numbers, _, index in load()]
+    assert len({tuple(map(tuple, step.values())) for step in alone}) == 5
+    shared = [{} for _ in alone]
+    for rank in range(2):
+        share = load(rank=rank, world=2, accumulate=accumulate)
+        for call, (numbers, _, index) in enumerate(share):
+            shared[call // accumulate].update(zip(index, numbers, strict=True))
+    assert shared == alone
 
 
 class Damaged(Dataset):
@@ -110,5 +135,7 @@ def test_errors():
     with pytest.raises(ValueError, match=message):
         StepSampler(5, BatchPlan(6, 1, 0, world=2))
     StepSampler(6, BatchPlan(6, 1, 0, world=2))
-    with pytest.raises(ValueError, match="batch_size must be a multiple of the 2 processes; got 5"):
+    with pytest.raises(ValueError, match="a multiple of 2 processes x 1 micro-batches; got 5"):
         StepSampler(6, BatchPlan(5, 1, 0, world=2))
+    with pytest.raises(ValueError, match="a multiple of 2 processes x 3 micro-batches; got 4"):
+        StepSampler(6, BatchPlan(4, 1, 0, world=2, accumulate=3))

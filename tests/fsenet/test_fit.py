@@ -4,19 +4,24 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from checkpoint import load_checkpoint, save_checkpoint
+from checkpoint import last_but_one, load_checkpoint, save_checkpoint
 from data.batches import BatchPlan, load_batches
 from fit import Fitted, Schedule, Workplace, fit
+from schedule import Average
+from telemetry import CLOCKS
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 RECIPE = Path(__file__).parents[2] / "examples/fsenet"
 STEPS = 30
+EVERY_STEP = {"checkpoint_seconds": -1.0, "checkpoint_share": 1.0}
 
 # A process of its own that imports torch once and forks each trial, to be killed or not.
 TRIALS = """
@@ -61,12 +66,14 @@ def train(where, rank=0, world=1, plain=False, pause=0.0, batch=8):
     optimizer = torch.optim.SGD(module.parameters(), 0.1, 0.9, weight_decay=1e-3)
     plan = BatchPlan(batch, STEPS, 4, rank, world)
     def batches(first):
-        for rng, (images, labels) in load_batches(data, plan, first):
+        for numbers, (images, labels) in load_batches(data, plan, first):
             time.sleep(pause)
-            moved = augment(images, None, HELEN, HOW, rng)[0]
-            yield images.float() / 255 if plain else moved, labels
-    place = Workplace(where, torch.device("cpu"), "fp32", rank, world, checkpoint_seconds=0.004)
-    fit("joint", module, batches, Schedule(STEPS, lambda t: 0.1 * (1 - t), optimizer), place)
+            yield images, labels, numbers
+    def prepare(images, labels, numbers):
+        return augment(images, None, HELEN, HOW, numbers)[0], labels
+    place = Workplace(where, torch.device("cpu"), "fp32", rank, world, 0.004, 1.0)
+    schedule = Schedule(STEPS, lambda t: 0.1 * (1 - t), optimizer)
+    fit("joint", module, batches, schedule, place, prepare)
     torch.save(module.state_dict(), where / f"end-{rank}.pt")
 
 def start(*arguments, world=1, **more):
@@ -166,7 +173,12 @@ def checkpoint(folder):
     state = load_checkpoint(folder / "joint.pt")
     for clock in ("seconds", "wait_seconds"):
         del state["fitted"][clock]
+    state["fitted"]["history"] = timeless(state["fitted"]["history"])
     return state
+
+
+def timeless(rows):
+    return [{name: row[name] for name in row if name not in CLOCKS} for row in rows]
 
 
 @pytest.mark.parametrize("name", ["", "ranks-"], ids=["one process", "two processes"])
@@ -270,6 +282,110 @@ def test_half_a_stage_goes_on(tmp_path):
     assert fitted.seconds > 10.0
 
 
+def micro(folder, accumulate, value, steps=3, **more):
+    """As `small`, in micro-batches whose mean is `value`."""
+    module = Scalar()
+    optimizer = torch.optim.SGD(module.parameters(), lr=99.0)
+
+    def batches(first):
+        for _ in range(first, steps):
+            for at in range(accumulate):
+                yield torch.full((2,), value + at - (accumulate - 1) / 2), None
+
+    rate = lambda done: 0.1 * (1 - done)  # noqa: E731
+    schedule = Schedule(steps, rate, optimizer, accumulate, **more)
+    return fit("alone", module, batches, schedule, Workplace(folder, torch.device("cpu"))), module
+
+
+def test_micro_batches(tmp_path):
+    """Their mean gradient makes a step, and their mean loss is told."""
+    fitted, module = micro(tmp_path, 4, 2.0)
+    assert math.isclose(module.w.item(), 1 - 0.2 * (1 + 2 / 3 + 1 / 3), rel_tol=1e-6)
+    assert fitted.history[0]["loss"] == 2.0
+    assert fitted.history[0]["grad_norm"] == 2.0
+    assert fitted.images == 3 * 4 * 2
+
+
+def test_clipping(tmp_path):
+    """By hand: the gradient 2 becomes 0.5, of the sum and not of each micro-batch."""
+    fitted, module = micro(tmp_path, 2, 2.0, clip_norm=0.5)
+    assert math.isclose(module.w.item(), 1 - 0.05 * (1 + 2 / 3 + 1 / 3), rel_tol=1e-5)
+    assert fitted.history[0]["grad_norm"] == 2.0
+
+
+def averaged(folder, steps=3, stop=None):
+    """Train with an average of decay 0.5, up to an exception at step `stop`."""
+    module = Scalar()
+    optimizer = torch.optim.SGD(module.parameters(), lr=99.0)
+    average = Average(module, ModelEmaV3(module, 0.5))
+
+    def batches(first):
+        for step in range(first, steps):
+            if step == stop:
+                raise KeyboardInterrupt
+            yield torch.full((2,), 2.0), None
+
+    schedule = Schedule(steps, lambda done: 0.1 * (1 - done), optimizer, average=average)
+    place = Workplace(folder, torch.device("cpu"), **EVERY_STEP)
+    fit("alone", module, batches, schedule, place)
+    return module.w.item()
+
+
+def test_the_average_of_weights(tmp_path):
+    """By hand: w is 0.8, 2/3, 0.6; its average 0.9, 0.78333, 0.69167, after a kill too."""
+    with pytest.raises(KeyboardInterrupt):
+        averaged(tmp_path, stop=2)
+    assert math.isclose(averaged(tmp_path), 0.6916667, rel_tol=1e-6)
+    kept = load_checkpoint(tmp_path / "alone.pt")
+    assert math.isclose(kept["module"]["w"].item(), 0.6, rel_tol=1e-6)
+    assert math.isclose(kept["average"]["w"].item(), 0.6916667, rel_tol=1e-6)
+    assert math.isclose(averaged(tmp_path), 0.6916667, rel_tol=1e-6)  # the stage is over
+    del kept["average"]
+    save_checkpoint(kept, tmp_path / "alone.pt")
+    with pytest.raises(ValueError, match=r"no checkpoint of a stage \(no average\); delete it"):
+        averaged(tmp_path)
+
+
+def test_what_is_waited_for(tmp_path):
+    """Batches are moved as they come, then prepared; only waiting for them is waiting."""
+    moved = []
+
+    class Place(Workplace):
+        def put(self, tensor):
+            moved.append(tensor.dtype)
+            return super().put(tensor)
+
+    def batches(first):
+        for _ in range(first, 5):
+            time.sleep(0.02)
+            yield torch.ones(2, dtype=torch.uint8), None
+
+    def prepare(x, absent):
+        assert moved[-1] == torch.uint8
+        time.sleep(0.02)
+        return x.float(), absent
+
+    module = Scalar()
+    schedule = Schedule(5, lambda _: 0.0, torch.optim.SGD(module.parameters(), lr=1.0))
+    fitted = fit("alone", module, batches, schedule, Place(tmp_path, torch.device("cpu")), prepare)
+    assert moved == [torch.uint8] * 5
+    assert fitted.wait_seconds >= 0.1
+    assert fitted.seconds - fitted.wait_seconds >= 0.1
+
+
+def test_large_checkpoints_are_rare(tmp_path, monkeypatch):
+    """One that takes 30 ms comes after 570 ms again, and at the end."""
+    written = []
+
+    def slowly(state, path):
+        written.append(state["fitted"]["steps"])
+        time.sleep(0.03)
+
+    monkeypatch.setattr("resume.save_checkpoint", slowly)
+    small(tmp_path, 30, checkpoint_seconds=0.0)
+    assert written == [1, 30]
+
+
 def test_bf16(tmp_path):
     """Autocast is on in the module's call when the precision says so, and only then."""
     seen = []
@@ -318,7 +434,9 @@ def test_nothing_broken_is_saved(tmp_path, call, gradient_alone):
         else "(the loss|a weight) of stage alone is nan"
     )
     with pytest.raises(FloatingPointError, match=what) as caught:
-        small(tmp_path, 7, Breaks(call, gradient_alone), checkpoint_seconds=-1.0)
+        small(
+            tmp_path, 7, Breaks(call, gradient_alone), checkpoint_seconds=-1.0, checkpoint_share=1.0
+        )
     assert str(caught.value).endswith(": lower --lr, or use --precision fp32")
     kept = load_checkpoint(tmp_path / "alone.pt")
     assert kept["fitted"]["steps"] == call - 1
@@ -326,11 +444,12 @@ def test_nothing_broken_is_saved(tmp_path, call, gradient_alone):
 
 
 def test_the_loss_is_not_read_every_step(tmp_path, monkeypatch):
-    """Reading a number waits for the GPU: of 25 steps three and the last are read."""
-    read, item = [], Tensor.item
-    monkeypatch.setattr(Tensor, "item", lambda t: read.append(t) or item(t))
-    small(tmp_path, 25, rank=1, checkpoint_seconds=-1.0)
-    assert len(read) == 4 * len(Losses._fields)
+    """Reading numbers waits for the GPU: those of three of 25 steps and of the last are read."""
+    read, numbers = [], Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda t: read.append(t) or numbers(t))
+    monkeypatch.setattr(Tensor, "item", lambda t: pytest.fail("read one by one"))
+    small(tmp_path, 25, rank=1, **EVERY_STEP)
+    assert len(read) == 4
 
 
 def test_a_refused_batch_says_where(tmp_path):
@@ -353,7 +472,7 @@ def test_errors(tmp_path):
     # the loss of the last step is finite, and the weight that the step leaves is not
     with pytest.raises(FloatingPointError, match=r"a weight of stage alone is -?inf at step 0"):
         small(tmp_path, steps=1, rate=math.inf)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("*.pt")) == []
 
     path = tmp_path / "alone.pt"
     small(tmp_path)
@@ -377,6 +496,7 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match=r"is no checkpoint of a stage \(no fitted\); delete it"):
         small(tmp_path)
     path.write_bytes(b"junk")
+    last_but_one(path).unlink()
     with pytest.raises(ValueError, match="is damaged or no checkpoint"):
         small(tmp_path)
 

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from partlocal.labels import LabelSet, Parts
 
+NUMBERS = 8  # that are drawn for a picture
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -62,7 +64,7 @@ def augment(
     maps: Tensor | None,
     names: LabelSet | Parts,
     how: Augmentation,
-    rng: torch.Generator,
+    numbers: Tensor,
 ) -> Augmented:
     """Change `images` (uint8, b 3 h w) and move `maps` alike.
 
@@ -72,20 +74,19 @@ def augment(
             (integers, nearest), or None.
         names: of the maps' channels or the label map's values, for the swap of left and right.
         how: the ranges.
-        rng: a generator on the CPU; the same state gives the same batch.
+        numbers: random ones in [0, 1), `NUMBERS b`; on the device, if nothing shall wait for it.
     """
-    b, device = images.shape[0], images.device
-    draw = torch.rand(7, b, generator=rng)
+    draw = numbers.to(images.device)
     pixels = images.float() / 255
 
-    mirrored = (draw[0] < how.flip).to(device)
+    mirrored = draw[0] < how.flip
     pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
     if maps is not None:
         swap = mirrored.view(-1, *[1] * (maps.ndim - 1))
         maps = torch.where(swap, names.flip(maps), maps)
 
     if how.moves:
-        matrix = _similarities(draw[1:5], how).to(device)
+        matrix = _similarities(draw[1:5], how)
         pixels = _move(pixels, matrix, "bilinear", "border")
         if maps is not None and maps.is_floating_point():
             maps = _move(maps, matrix, "bilinear", "zeros")
@@ -94,12 +95,12 @@ def augment(
             maps = moved.squeeze(1).to(maps.dtype)
 
     if how.brightness or how.contrast:
-        gain = (1 + how.brightness * (2 * draw[5] - 1)).to(device).view(-1, 1, 1, 1)
-        contrast = (1 + how.contrast * (2 * draw[6] - 1)).to(device).view(-1, 1, 1, 1)
+        gain = (1 + how.brightness * (2 * draw[5] - 1)).view(-1, 1, 1, 1)
+        contrast = (1 + how.contrast * (2 * draw[6] - 1)).view(-1, 1, 1, 1)
         mean = pixels.mean((1, 2, 3), keepdim=True)
         pixels = (((pixels - mean) * contrast + mean) * gain).clamp(0, 1)
     if how.grey:
-        colourless = (torch.rand(b, generator=rng) < how.grey).to(device).view(-1, 1, 1, 1)
+        colourless = (draw[7] < how.grey).view(-1, 1, 1, 1)
         pixels = torch.where(colourless, pixels.mean(1, keepdim=True), pixels)
     return Augmented(pixels, maps, mirrored)
 

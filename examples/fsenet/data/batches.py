@@ -8,18 +8,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data.augment import NUMBERS
+
 
 @dataclass(frozen=True)
 class BatchPlan:
     """Which pictures each step sees.
 
     Args:
-        batch_size: over all processes, which share every batch evenly.
+        batch_size: of an update, which all processes share evenly.
         steps: of the whole training.
         seed: of the shuffles and of what is done at random to a batch.
         rank: of this process among `world`.
         world: number of processes.
         workers: processes that decode pictures for this one.
+        accumulate: micro-batches in which a process takes its share of an update.
     """
 
     batch_size: int
@@ -28,10 +31,17 @@ class BatchPlan:
     rank: int = 0
     world: int = 1
     workers: int = 0
+    accumulate: int = 1
+
+    def share(self, micro: int) -> slice:
+        """Return which pictures of an update are in a micro-batch of this process."""
+        return slice(micro * self.world + self.rank, self.batch_size, self.world * self.accumulate)
 
 
 class StepSampler(Sampler[list[int]]):
-    """The indices of each step: epochs are shuffled by (seed, epoch), ranks take turns.
+    """The indices of each micro-batch of each step: epochs are shuffled by (seed, epoch).
+
+    The pictures of a step are the same for any number of processes, micro-batches and workers.
 
     Args:
         length: of the data set.
@@ -40,10 +50,10 @@ class StepSampler(Sampler[list[int]]):
     """
 
     def __init__(self, length: int, plan: BatchPlan, first: int = 0) -> None:
-        if plan.batch_size % plan.world:
+        if plan.batch_size % (plan.world * plan.accumulate):
             raise ValueError(
-                f"batch_size must be a multiple of the {plan.world} processes; "
-                f"got {plan.batch_size}"
+                f"batch_size must be a multiple of {plan.world} processes x {plan.accumulate} "
+                f"micro-batches; got {plan.batch_size}"
             )
         if length < plan.batch_size:
             raise ValueError(
@@ -53,10 +63,10 @@ class StepSampler(Sampler[list[int]]):
         self.length, self.plan, self.first = length, plan, first
 
     def __len__(self) -> int:
-        return self.plan.steps - self.first
+        return (self.plan.steps - self.first) * self.plan.accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
-        size, rank, world = self.plan.batch_size, self.plan.rank, self.plan.world
+        size = self.plan.batch_size
         steps_per_epoch = self.length // size
         epoch, order = -1, torch.empty(0, dtype=torch.long)
         for step in range(self.first, self.plan.steps):
@@ -64,11 +74,13 @@ class StepSampler(Sampler[list[int]]):
                 epoch = step // steps_per_epoch
                 order = torch.randperm(self.length, generator=generator(self.plan.seed, epoch))
             begin = (step % steps_per_epoch) * size
-            yield order[begin + rank : begin + size : world].tolist()
+            batch = order[begin : begin + size]
+            for micro in range(self.plan.accumulate):
+                yield batch[self.plan.share(micro)].tolist()
 
 
 def generator(*key: int) -> torch.Generator:
-    """Return a generator seeded by a tuple of numbers, such as (seed, step, rank).
+    """Return a generator seeded by a tuple of numbers, such as (seed, epoch).
 
     >>> torch.rand(1, generator=generator(0, 7)) == torch.rand(1, generator=generator(0, 7))
     tensor([True])
@@ -94,8 +106,11 @@ def worker_errors() -> Iterator[None]:
 
 def load_batches(
     dataset: Dataset[tuple[Tensor, ...]], plan: BatchPlan, first: int
-) -> Iterator[tuple[torch.Generator, Sequence[Tensor]]]:
-    """Yield the batch of each step from `first` on, with the generator for its augmentation.
+) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
+    """Yield each micro-batch from step `first` on, with the random numbers of its augmentation.
+
+    The numbers are those of the picture's place in the whole batch, `NUMBERS b`: any number of
+    processes and micro-batches augments the same pictures alike.
 
     Raises:
         ValueError: a picture cannot be decoded, or there are fewer than a batch needs.
@@ -104,10 +119,14 @@ def load_batches(
         dataset,
         batch_sampler=StepSampler(len(dataset), plan, first),  # type: ignore[arg-type]
         num_workers=plan.workers,
+        pin_memory=torch.cuda.is_available(),
         # without one of its own the loader draws from the main generator, and a run that is
         # resumed would not be the run that was not interrupted
         generator=generator(plan.seed, first),
     )
     with worker_errors():
-        for step, batch in enumerate(loader, start=first):
-            yield generator(plan.seed, step, plan.rank), batch
+        for call, batch in enumerate(loader, start=first * plan.accumulate):
+            step, micro = divmod(call, plan.accumulate)
+            rng = generator(plan.seed, step, 0)  # two numbers are an epoch's
+            numbers = torch.rand(NUMBERS, plan.batch_size, generator=rng)
+            yield numbers[:, plan.share(micro)], batch
