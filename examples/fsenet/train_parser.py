@@ -27,7 +27,7 @@ from data.vocabularies import Vocabulary
 from fit import Fitted, Schedule, Workplace, fit
 from limits import check_batch, check_numbers
 from machine import finite, to_json, versions
-from parsing_loss import IGNORE, group_cross_entropy
+from parsing_loss import IGNORE, LossName, group_dice_loss, parsing_loss
 from run_folder import one_line_errors, workplace
 from score_parser import score_parser, score_parsing_set
 from torch import Tensor, nn
@@ -53,6 +53,9 @@ class ParserOptions:
         lr: peak of the rate of AdamW, which rises for 15 % of the steps and then falls to 0.
         augmentation: photographs differ from drawn faces in light and framing more than in the
             order of the parts.
+        loss: `cross-entropy` of a softmax, `binary` of a sigmoid a label, or squared error of a
+            `heatmap`.
+        dice: weight of the Dice loss beside it.
         mix: sets that train beside the drawn faces, `PATH:KIND:SPLITS:SHARE` each, with their share
             of every batch.
     """
@@ -68,6 +71,8 @@ class ParserOptions:
             shift=0.05, scale=0.12, rotation=12, brightness=0.3, contrast=0.4, grey=0.15
         )
     )
+    loss: LossName = "cross-entropy"
+    dice: float = 0.0
     mix: tuple[str, ...] = ()
 
     def rate(self, done: float) -> float:
@@ -90,13 +95,19 @@ class TrainedParser(nn.Module):
         shares: for each set the share `g` of each label among its pixels. The loss weighs a label
             by share^-0.35: at equal weights a short training never learns the mouth's inside, at
             1 / sqrt(share) parts come out too large.
+        loss, dice: see `ParserOptions`.
     """
 
     def __init__(
-        self, parser: ParsingNet, groups: Sequence[Tensor], shares: Sequence[Tensor]
+        self,
+        parser: ParsingNet,
+        groups: Sequence[Tensor],
+        shares: Sequence[Tensor],
+        loss: LossName = "cross-entropy",
+        dice: float = 0.0,
     ) -> None:
         super().__init__()
-        self.parser, self.groups = parser, tuple(groups)
+        self.parser, self.groups, self.loss, self.dice = parser, tuple(groups), loss, dice
         for number, share in enumerate(shares):
             weights = share.clamp(min=1e-4) ** -0.35
             weights = weights / (weights * share).sum()
@@ -110,16 +121,20 @@ class TrainedParser(nn.Module):
             targets: of each set, labels `b h w` or probabilities `b g h w`.
         """
         stacks = self.parser.forward_stacks(images, size=LOSS_SIZE)
-        small, loss, first = [_shrink(target) for target in targets], images.new_zeros(()), 0
-        for number, target in enumerate(small):
-            weights, last = self.get_buffer(f"weights_{number}"), first + len(target)
-            losses = [
-                group_cross_entropy(logits[first:last], target, self.groups[number], weights)
-                for logits in stacks
-            ]
-            loss = loss + torch.stack(losses).mean() * len(target) / len(images)
-            first = last
+        sizes = [len(target) for target in targets]
+        loss = images.new_zeros(())
+        for number, target in enumerate(map(_shrink, targets)):
+            own = [logits.split(sizes)[number] for logits in stacks]
+            mean = torch.stack([self._loss(logits, target, number) for logits in own]).mean()
+            loss = loss + mean * (sizes[number] / len(images))
         return ParsingLoss(loss)
+
+    def _loss(self, logits: Tensor, target: Tensor, number: int) -> Tensor:
+        groups, weights = self.groups[number], self.get_buffer(f"weights_{number}")
+        loss = parsing_loss(logits, target, groups, weights, self.loss)
+        if self.dice:
+            loss = loss + self.dice * group_dice_loss(logits, target, groups)
+        return loss
 
 
 class DrawnPairs(Dataset[tuple[Tensor, Tensor]]):
@@ -159,7 +174,8 @@ def train_parser(
     shares = open_mix(options.mix, options.batch_size, place.world)
     sets = mix(faces, Vocabulary(HELEN), shares, options.batch_size)
     groups = [one.vocabulary.groups(parser.labels) for one in sets]
-    module = TrainedParser(parser, groups, [label_shares(one) for one in sets])
+    pixels = [label_shares(one) for one in sets]
+    module = TrainedParser(parser, groups, pixels, options.loss, options.dice)
     module = module.to(place.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(module.parameters(), lr=options.lr, weight_decay=1e-4)
 

@@ -47,6 +47,7 @@ class Helen(ParsingSet):
     """
 
     layout = "images/NAME.jpg and labels/NAME/NAME_lbl00.png that exemplars.txt and so on name"
+    kind = "helen"
 
     def _find(self) -> dict[str, tuple[str, ...]]:
         self._root = _root(self.source.names, "exemplars.txt", "tuning.txt", "testing.txt")
@@ -85,6 +86,7 @@ class LaPa(LabelledPairs):
     """LaPa: `SPLIT/images`, `SPLIT/labels` and `SPLIT/landmarks`, with 106 points a picture."""
 
     layout = "SPLIT/images/NAME.jpg, SPLIT/labels/NAME.png and SPLIT/landmarks/NAME.txt"
+    kind = "lapa"
 
     def _find(self) -> dict[str, tuple[str, ...]]:
         found = super()._find()
@@ -103,6 +105,7 @@ class IBugMask(LabelledPairs):
     """iBugMask: `SPLIT/NAME.jpg` with its label map `SPLIT/NAME.png` beside it."""
 
     layout = "SPLIT/NAME.jpg and SPLIT/NAME.png"
+    kind = "ibugmask"
 
     def _files(self, folder: str) -> dict[str, str]:
         wanted = {"images": (".jpg", ".jpeg"), "labels": (".png",)}[folder]
@@ -121,6 +124,7 @@ class CelebAMaskHQ(ParsingSet):
     """
 
     layout = "CelebA-HQ-img/N.jpg and CelebAMask-HQ-mask-anno/K/NNNNN_PART.png"
+    kind = "celebamask-hq"
 
     def _find(self) -> dict[str, tuple[str, ...]]:
         self._masks: dict[str, dict[int, str]] = {}

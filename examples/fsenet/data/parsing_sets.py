@@ -42,7 +42,7 @@ class ParsingSet(Dataset[ParsingPair]):
     Args:
         path: a folder, `.zip` or `.tar`; folders around the layout are passed over.
         splits: keep these; none keeps all.
-        vocabulary: what the labels mean.
+        vocabulary: what the labels mean; None for what they mean in the set itself.
 
     Raises:
         FileNotFoundError: `path` does not exist.
@@ -51,12 +51,13 @@ class ParsingSet(Dataset[ParsingPair]):
     """
 
     layout: str  # for errors: what is looked for
+    kind = "fasseg"  # whose vocabulary it has when none is given
 
     def __init__(
         self, path: str | Path, splits: Sequence[str] = (), vocabulary: Vocabulary | None = None
     ) -> None:
         self.source = Source(path)
-        self.vocabulary, self.splits = vocabulary or KINDS["fasseg"], tuple(splits)
+        self.vocabulary, self.splits = vocabulary or KINDS[self.kind], tuple(splits)
         found = self._find()
         if not found:
             raise ValueError(f"{path} holds no pairs {self.layout}")

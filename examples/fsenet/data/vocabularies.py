@@ -118,7 +118,7 @@ def read_vocabulary(kind: str) -> Vocabulary:
         into = {str(ours): str(theirs) for ours, theirs in dict(data.get("into") or {}).items()}
         defaults = {"left_right": None, "groups": {}, "side": "subject"}
         vocabulary = Vocabulary(_label_set({**defaults, **data}), into)
-        vocabulary.groups(HELEN)  # refuses an `into` of unknown labels
+        HELEN.remap(vocabulary.labels, into)  # refuses unknown labels
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no label set ({error}): it must hold name and labels, and may hold "
