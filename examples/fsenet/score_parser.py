@@ -89,13 +89,11 @@ def score_parsing_set(
     aligned, own = aligned_pairs(pairs, damaged=damaged), pairs.vocabulary
     score = ParsingScore(own.labels)
     predicted = predict_labels(parser, aligned.images, place)
-    target = aligned.targets.numpy()
+    target = aligned.targets
     if target.ndim == 4:
-        target = np.where(target.any(1), target.argmax(1), IGNORE)
-    table = np.full(IGNORE + 1, IGNORE)
-    table[: len(own.labels)] = own.folded(parser.labels)
-    target = table[target]
-    score.update(predicted, target, IGNORE, own.merge(parser.labels))
+        target = torch.where(target.amax(1) > 0, target.argmax(1), IGNORE).to(torch.uint8)
+    target = own.fold(target, parser.labels)
+    score.update(predicted, target.numpy(), IGNORE, own.merge(parser.labels))
     groups = own.labels.groups
     return {
         "split": ", ".join(pairs.splits),

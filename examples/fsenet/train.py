@@ -41,7 +41,7 @@ from score_parser import score_parser, score_parsing_set
 from showcase import show_faces
 from torch import Tensor
 from torch.utils.data import TensorDataset
-from train_parser import build_parser, train_parser
+from train_parser import build_parser, check_training, train_parser
 
 from partlocal import HELEN, ParsingNet, PartLocalNet
 from partlocal.backbone import Backbone
@@ -155,7 +155,7 @@ def check(options: Options) -> None:
     drawn = options.identities * options.samples
     check_batch("--batch-size", options.batch_size, drawn if options.faces is None else None)
     if options.parser == "train":
-        build_parser(options.parser_options)
+        check_training(options.parser_options)
         check_batch("--parser-options.batch-size", options.parser_options.batch_size, drawn)
 
 

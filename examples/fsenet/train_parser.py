@@ -16,11 +16,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 import tyro
-from data.augment import Augmentation, augment
+from data.augment import Augmentation
 from data.batches import BatchPlan
 from data.face_params import WILD
 from data.faces import TEST_FROM, draw_faces
-from data.mixture import Ingredient, mix, mixed_batches, open_mix
+from data.mixture import Ingredient, augment_step, mix, mixed_batches, open_mix
 from data.parsing_layouts import open_parsing_set
 from data.procedural import ProceduralFaces
 from data.vocabularies import Vocabulary
@@ -58,6 +58,8 @@ class ParserOptions:
         dice: weight of the Dice loss beside it.
         mix: sets that train beside the drawn faces, `PATH:KIND:SPLITS:SHARE` each, with their share
             of every batch.
+        damaged: how many pictures of such a set, or of one that is scored, may be damaged; each is
+            named and left out.
     """
 
     width: int = 64
@@ -74,6 +76,7 @@ class ParserOptions:
     loss: LossName = "cross-entropy"
     dice: float = 0.0
     mix: tuple[str, ...] = ()
+    damaged: int = 0
 
     def rate(self, done: float) -> float:
         """Return the learning rate when the fraction `done` of the training is over."""
@@ -81,7 +84,7 @@ class ParserOptions:
 
 
 class ParsingLoss(NamedTuple):
-    """Weighted cross-entropy, mean over pixels and stacks."""
+    """The weighted loss, mean over pictures and stacks."""
 
     loss: Tensor
 
@@ -172,7 +175,8 @@ def train_parser(
         workers: processes that draw.
     """
     shares = open_mix(options.mix, options.batch_size, place.world)
-    sets = mix(faces, Vocabulary(HELEN), shares, options.batch_size)
+    drawn = Ingredient(faces, Vocabulary(HELEN), options.batch_size)
+    sets = mix(drawn, shares, options.damaged)
     groups = [one.vocabulary.groups(parser.labels) for one in sets]
     pixels = [label_shares(one) for one in sets]
     module = TrainedParser(parser, groups, pixels, options.loss, options.dice)
@@ -183,13 +187,7 @@ def train_parser(
 
     def batches(first: int) -> Iterator[Sequence[Tensor | None]]:
         for step in mixed_batches(sets, plan, first):
-            pictures, targets = [], []
-            for one, (rng, images, target) in zip(sets, step, strict=True):
-                known = target.float() / 255 if target.ndim == 4 else target
-                moved = augment(images, known, one.vocabulary.labels, options.augmentation, rng)
-                pictures.append(moved.images)
-                targets.append(moved.maps)
-            yield torch.cat(pictures), *targets
+            yield augment_step(sets, step, options.augmentation)
 
     schedule = Schedule(options.steps, options.rate, optimizer)
     fitted = fit("parser", module, batches, schedule, place)
@@ -246,12 +244,17 @@ def build_parser(how: ParserOptions) -> ParsingNet:
     return ParsingNet(HELEN, how.width, how.num_stacks, grid=how.grid)
 
 
+def check_training(how: ParserOptions) -> None:
+    """Refuse a parser that cannot be built, and sets that cannot be mixed."""
+    build_parser(how)
+    open_mix(how.mix, how.batch_size)
+
+
 def check(arguments: Arguments) -> None:
     """Refuse what would fail only after minutes."""
     check_numbers(arguments)
-    build_parser(arguments.parser)
     check_batch("--parser.batch-size", arguments.parser.batch_size)
-    open_mix(arguments.parser.mix, arguments.parser.batch_size)
+    check_training(arguments.parser)
     if arguments.parser.mix and arguments.export:
         raise ValueError("--export ships a parser of drawn faces alone: leave --parser.mix out")
     for choice in arguments.score:
@@ -272,7 +275,7 @@ def main(arguments: Arguments, place: Workplace) -> None:
     scores = {"procedural": score_parser(parser, test.images, test.labels, place)}
     for choice in arguments.score:
         pairs = open_parsing_set(choice)
-        scores[pairs.title] = score_parsing_set(parser, pairs, place)
+        scores[pairs.title] = score_parsing_set(parser, pairs, place, how.damaged)
     mixed = [
         f"{share.pairs.title}, {share.count} of a batch"
         for share in open_mix(how.mix, how.batch_size)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
+from data.augment import Augmentation, augment
 from data.batches import BatchPlan, generator, load_batches
 from data.parsing_alignment import aligned_pairs
 from data.parsing_layouts import open_parsing_set
@@ -78,20 +79,25 @@ def open_mix(choices: Sequence[str], batch_size: int, world: int = 1) -> list[Sh
     return found
 
 
-def mix(
-    drawn: Dataset[tuple[Tensor, ...]], labels: Vocabulary, shares: Sequence[Share], batch_size: int
-) -> list[Ingredient]:
+def mix(drawn: Ingredient, shares: Sequence[Share], damaged: int = 0) -> list[Ingredient]:
     """Align the sets that are mixed in; what they leave of a batch is drawn.
+
+    Args:
+        drawn: what a batch consists of without them, in the parser's labels.
+        shares: of `open_mix`.
+        damaged: how many pictures of a set may be; each is named and left out.
 
     Raises:
         ValueError: see `aligned_pairs`; or too few pictures of a set can be aligned.
     """
-    left = batch_size - sum(share.count for share in shares)
-    found = [Ingredient(drawn, labels, left)] if left else []
+    left = drawn.count - sum(share.count for share in shares)
+    found = [replace(drawn, count=left)] if left else []
     for share in shares:
-        aligned = aligned_pairs(share.pairs)
+        aligned = aligned_pairs(share.pairs, damaged=damaged)
         _refuse_few(len(aligned), share.count, share.option)
-        found.append(Ingredient(aligned, share.pairs.vocabulary, share.count, in_memory=True))
+        own = share.pairs.vocabulary
+        data = TensorDataset(aligned.images, own.fold(aligned.targets, drawn.vocabulary.labels))
+        found.append(Ingredient(data, own, share.count, in_memory=True))
     return found
 
 
@@ -107,6 +113,27 @@ def mixed_batches(
         sources.append(load_batches(ingredient.dataset, part, first))
     for step in zip(*sources, strict=True):
         yield [(rng, *batch) for rng, batch in step]
+
+
+def augment_step(
+    ingredients: Sequence[Ingredient],
+    step: Sequence[tuple[torch.Generator, Tensor, Tensor]],
+    how: Augmentation,
+) -> tuple[Tensor, ...]:
+    """Return all pictures of a step, moved at random, and the targets of each set with its own.
+
+    Returns:
+        pictures `b 3 h w`, those of the first set first; then for each set labels `c h w` or
+        probabilities `c g h w`.
+    """
+    pictures, targets = [], []
+    for one, (rng, images, target) in zip(ingredients, step, strict=True):
+        known = target.float() / 255 if target.ndim == 4 else target
+        moved = augment(images, known, one.vocabulary.labels, how, rng)
+        assert moved.maps is not None
+        pictures.append(moved.images)
+        targets.append(moved.maps)
+    return torch.cat(pictures), *targets
 
 
 def _refuse_few(pictures: int, count: int, option: str) -> None:

@@ -117,7 +117,7 @@ def align_pair(
 
 
 @dataclass(frozen=True)
-class AlignedPairs(Dataset[tuple[Tensor, Tensor]]):
+class AlignedPairs:
     """What `aligned_pairs` found: tensors of the faces kept, and the names of those left out.
 
     Args:
@@ -136,9 +136,6 @@ class AlignedPairs(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.targets[index]
 
 
 def aligned_pairs(

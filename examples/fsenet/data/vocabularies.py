@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from partlocal.labels import (
@@ -67,14 +68,27 @@ class Vocabulary:
             groups[unknown] = self.labels.remap(parser).T[unknown]
         return groups
 
-    def folded(self, parser: LabelSet) -> Int[Tensor, " g"]:
-        """Return for each label the one that a perfect parser of these labels would say.
+    def fold(
+        self, target: Shaped[Tensor, "b *g h w"], parser: LabelSet
+    ) -> Shaped[Tensor, "b *g h w"]:
+        """Say of each pixel what a perfect parser would say, in these labels.
 
-        >>> table = KINDS["celebamask-hq"].folded(HELEN)
-        >>> CELEBAMASK_HQ.labels[table[CELEBAMASK_HQ.index("hat")]]
-        'background'
+        A hat that the parser does not know is background, and weighs in a loss as background does.
+
+        >>> hat, own = CELEBAMASK_HQ.index("hat"), KINDS["celebamask-hq"]
+        >>> own.fold(torch.tensor([[[hat, 1, 255]]], dtype=torch.uint8), HELEN)
+        tensor([[[  0,   1, 255]]], dtype=torch.uint8)
+
+        Args:
+            target: uint8, labels `b h w` with 255 for "ignore", or shares `b g h w`.
+            parser: its labels.
         """
-        return self.merge(parser).argmax(0)[self.groups(parser).argmax(1)]
+        arrives = self.merge(parser).argmax(0)[self.groups(parser).argmax(1)]
+        if target.ndim == 4:
+            return torch.zeros_like(target).index_add_(1, arrives, target)
+        table = torch.full((256,), 255, dtype=torch.uint8)
+        table[: len(arrives)] = arrives.to(torch.uint8)
+        return table[target.long()]
 
 
 KINDS = {
