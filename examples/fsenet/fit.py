@@ -125,7 +125,7 @@ def _add_gradients(
         raw = next(source)
         fitted.wait_seconds += time.monotonic() - began
         batch = prepare(*(None if part is None else place.put(part) for part in raw))
-        fitted.images += place.world * len(raw[0])
+        fitted.images += place.world * len(batch[0])
         # processes exchange the sum alone
         with trained.no_sync() if left and place.world > 1 else nullcontext():
             with place.autocast():

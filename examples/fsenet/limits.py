@@ -36,6 +36,7 @@ LIMITS = {  # of the options of every script: lowest and highest
     "width": (2, 10**4),
     "num_stacks": (1, 100),
     "grid": (4, 1024),
+    "dice": (0, 1000),
     "augmentation.flip": (0, 1),
     "augmentation.shift": (0, 1),
     "augmentation.scale": (0, 0.99),  # at 1 a face would be a point

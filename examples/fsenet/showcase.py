@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from data.faces import DrawnFaces
 from fit import Workplace
-from train_parser import predict_labels
+from score_parser import predict_labels
 
 from partlocal import PartLocalNet
 

@@ -23,7 +23,7 @@ from arms import arm_vectors, measure
 from data.augment import augment
 from data.batches import BatchPlan, load_batches
 from data.faces import TEST_FROM, DrawnFaces, TrainingSet, draw_faces, drawn_sets, picture_sets
-from data.fasseg import ParsingPairs
+from data.parsing_layouts import open_parsing_set
 from data.pictures import open_pictures
 from data.shortcuts import shortcut_accuracies
 from describe import describe
@@ -39,22 +39,19 @@ from report import write_report
 from results import print_results, write_results
 from run_folder import one_line_errors, plain, workplace
 from schedule import Average, Schedule
+from score_parser import score_parser, score_parsing_set
 from showcase import show_faces
 from telemetry import check_tensorboard
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.utils.data import TensorDataset
-from train_parser import (
-    PARSING_SPLIT,
-    build_parser,
-    score_parser,
-    score_parsing_set,
-    train_parser,
-)
+from train_parser import build_parser, check_training, train_parser
 
 from partlocal import HELEN, ParsingNet, PartLocalNet
 from partlocal.backbone import Backbone
 from partlocal.labels import FSENET_PARTS
+
+PARSING_SPLIT = "fasseg:frontal02-test"  # kind and split on which `--parsing` scores the parser
 
 
 class Laps(dict[str, float]):
@@ -155,7 +152,7 @@ def check(options: Options) -> None:
     if options.faces is not None:
         open_pictures(options.faces)
     if options.parsing is not None:
-        ParsingPairs(options.parsing, PARSING_SPLIT)
+        open_parsing_set(f"{options.parsing}:{PARSING_SPLIT}")
     if not timm.is_model(options.backbone):
         raise ValueError(f"--backbone: timm knows no {options.backbone!r}; see docs/backbones.md")
     check_numbers(options)
@@ -165,7 +162,7 @@ def check(options: Options) -> None:
     if options.tensorboard:
         check_tensorboard()
     if options.parser == "train":
-        build_parser(options.parser_options)
+        check_training(options.parser_options)
         check_batch("--parser-options.batch-size", options.parser_options.batch_size, drawn)
 
 
@@ -188,7 +185,8 @@ def parse(
     parser.freeze().to(place.device)
     scores = score_parser(parser, drawn_test.images[:600], drawn_test.labels[:600], place)
     if options.parsing is not None:
-        scores["fasseg"] = score_parsing_set(parser, options.parsing, place)
+        pairs = open_parsing_set(f"{options.parsing}:{PARSING_SPLIT}")
+        scores["fasseg"] = score_parsing_set(parser, pairs, place)
     return parser, scores
 
 

@@ -11,31 +11,33 @@ writes parsing_net.safetensors and its JSON into the run's folder, the next free
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import tyro
-from data.augment import Augmentation, augment
-from data.batches import BatchPlan, load_batches
+from data.augment import Augmentation
+from data.batches import BatchPlan
 from data.face_params import WILD
 from data.faces import TEST_FROM, draw_faces
-from data.fasseg import FASSEG, ParsingPairs, aligned_pairs, helen_to_fasseg
+from data.mixture import Ingredient, augment_step, mix, mixed_batches, open_mix
+from data.parsing_layouts import open_parsing_set
 from data.procedural import ProceduralFaces
+from data.vocabularies import Vocabulary
 from fit import Batch, Fitted, Schedule, Workplace, fit
 from limits import check_batch, check_numbers
 from machine import finite, to_json, versions
+from parsing_loss import IGNORE, LossName, group_dice_loss, parsing_loss
 from run_folder import one_line_errors, workplace
+from score_parser import score_parser, score_parsing_set
 from telemetry import check_tensorboard
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from partlocal import HELEN, ParsingNet
-from partlocal.evaluation.parsing import ParsingScore
 from partlocal.parsing import PRETRAINED
 
-PARSING_SPLIT = "frontal02-test"  # of FASSEG; the parser is scored on it
 LOSS_SIZE = 64  # rows and columns at which the loss is taken; 128 costs half as much again
 
 
@@ -52,6 +54,13 @@ class ParserOptions:
         lr: peak of the rate of AdamW, which rises for 15 % of the steps and then falls to 0.
         augmentation: photographs differ from drawn faces in light and framing more than in the
             order of the parts.
+        loss: `cross-entropy` of a softmax, `binary` of a sigmoid a label, or squared error of a
+            `heatmap`.
+        dice: weight of the Dice loss beside it.
+        mix: sets that train beside the drawn faces, `PATH:KIND:SPLITS:SHARE` each, with their share
+            of every batch.
+        damaged: how many pictures of such a set, or of one that is scored, may be damaged; each is
+            named and left out.
     """
 
     width: int = 64
@@ -65,6 +74,10 @@ class ParserOptions:
             shift=0.05, scale=0.12, rotation=12, brightness=0.3, contrast=0.4, grey=0.15
         )
     )
+    loss: LossName = "cross-entropy"
+    dice: float = 0.0
+    mix: tuple[str, ...] = ()
+    damaged: int = 0
 
     def rate(self, done: float) -> float:
         """Return the learning rate when the fraction `done` of the training is over."""
@@ -72,36 +85,60 @@ class ParserOptions:
 
 
 class ParsingLoss(NamedTuple):
-    """Weighted cross-entropy, mean over pixels and stacks."""
+    """The weighted loss, mean over pictures and stacks."""
 
     loss: Tensor
 
 
 class TrainedParser(nn.Module):
-    """A parser with its loss at every stack (FSENet, 3.5).
+    """A parser with its loss at every stack (FSENet, 3.5), on sets with labels of their own.
 
     Args:
         parser: to train.
-        shares: of each label among the pixels. The loss weighs a label by share^-0.35: at equal
-            weights a short training never learns the mouth's inside, at 1 / sqrt(share) parts
-            come out too large.
+        groups: for each set the 0/1 matrix `g n` from the parser's labels to the set's.
+        shares: for each set the share `g` of each label among its pixels. The loss weighs a label
+            by share^-0.35: at equal weights a short training never learns the mouth's inside, at
+            1 / sqrt(share) parts come out too large.
+        loss, dice: see `ParserOptions`.
     """
 
-    weights: Tensor
-
-    def __init__(self, parser: ParsingNet, shares: Tensor) -> None:
+    def __init__(
+        self,
+        parser: ParsingNet,
+        groups: Sequence[Tensor],
+        shares: Sequence[Tensor],
+        loss: LossName = "cross-entropy",
+        dice: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.parser = parser
-        weights = shares.clamp(min=1e-4) ** -0.35
-        self.register_buffer("weights", weights / (weights * shares).sum(), persistent=False)
+        self.parser, self.groups, self.loss, self.dice = parser, tuple(groups), loss, dice
+        for number, share in enumerate(shares):
+            weights = share.clamp(min=1e-4) ** -0.35
+            weights = weights / (weights * share).sum()
+            self.register_buffer(f"weights_{number}", weights, persistent=False)
 
-    def forward(self, images: Tensor, labels: Tensor) -> ParsingLoss:
-        """Return the loss of floats `b 3 h w` against labels `b h w`, at the parser's grid."""
+    def forward(self, images: Tensor, *targets: Tensor) -> ParsingLoss:
+        """Return the loss at `LOSS_SIZE`, every picture counting alike.
+
+        Args:
+            images: floats `b 3 h w`, those of the first set first.
+            targets: of each set, labels `b h w` or probabilities `b g h w`.
+        """
         stacks = self.parser.forward_stacks(images, size=LOSS_SIZE)
-        target = F.interpolate(labels.unsqueeze(1).float(), LOSS_SIZE, mode="nearest-exact")
-        target = target.squeeze(1).long()
-        losses = [F.cross_entropy(logits.float(), target, self.weights) for logits in stacks]
-        return ParsingLoss(torch.stack(losses).mean())
+        sizes = [len(target) for target in targets]
+        loss = images.new_zeros(())
+        for number, target in enumerate(map(_shrink, targets)):
+            own = [logits.split(sizes)[number] for logits in stacks]
+            mean = torch.stack([self._loss(logits, target, number) for logits in own]).mean()
+            loss = loss + mean * (sizes[number] / len(images))
+        return ParsingLoss(loss)
+
+    def _loss(self, logits: Tensor, target: Tensor, number: int) -> Tensor:
+        groups, weights = self.groups[number], self.get_buffer(f"weights_{number}")
+        loss = parsing_loss(logits, target, groups, weights, self.loss)
+        if self.dice:
+            loss = loss + self.dice * group_dice_loss(logits, target, groups)
+        return loss
 
 
 class DrawnPairs(Dataset[tuple[Tensor, Tensor]]):
@@ -127,21 +164,35 @@ def train_parser(
     place: Workplace,
     workers: int = 0,
 ) -> Fitted:
-    """Train `parser` on items (image uint8 3 h w, labels uint8 h w), then freeze it."""
-    spread = np.linspace(0, len(faces) - 1, min(200, len(faces))).astype(int).tolist()
-    sample = torch.stack([torch.as_tensor(faces[i][1]) for i in spread])
-    shares = torch.bincount(sample.flatten().long(), minlength=len(parser.labels)) / sample.numel()
-    module = TrainedParser(parser, shares).to(place.device, memory_format=torch.channels_last)
+    """Train `parser`, then freeze it.
+
+    Args:
+        parser: on the device.
+        faces: drawn ones (image uint8 3 h w, labels uint8 h w), which fill what `options.mix`
+            leaves of a batch.
+        options: the training.
+        seed: of order and augmentation.
+        place: see `fit`.
+        workers: processes that draw.
+    """
+    shares = open_mix(options.mix, options.batch_size, place.world)
+    drawn = Ingredient(faces, Vocabulary(HELEN), options.batch_size)
+    sets = mix(drawn, shares, options.damaged)
+    groups = [one.vocabulary.groups(parser.labels) for one in sets]
+    pixels = [label_shares(one) for one in sets]
+    module = TrainedParser(parser, groups, pixels, options.loss, options.dice)
+    module = module.to(place.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(module.parameters(), lr=options.lr, weight_decay=1e-4)
 
     plan = BatchPlan(options.batch_size, options.steps, seed, place.rank, place.world, workers)
 
     def batches(first: int) -> Iterator[Batch]:
-        for numbers, (images, labels) in load_batches(faces, plan, first):
-            yield images, labels, numbers
+        for step in mixed_batches(sets, plan, first):
+            yield [tensor for of_a_set in step for tensor in of_a_set]
 
-    def prepare(images: Tensor, labels: Tensor, numbers: Tensor) -> Batch:
-        return augment(images, labels, HELEN, options.augmentation, numbers)[:2]
+    def prepare(*tensors: Tensor) -> Batch:
+        step = zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
+        return augment_step(sets, list(step), options.augmentation)
 
     schedule = Schedule(options.steps, options.rate, optimizer)
     fitted = fit("parser", module, batches, schedule, place, prepare)
@@ -149,48 +200,16 @@ def train_parser(
     return fitted
 
 
-@torch.inference_mode()
-def predict_labels(
-    parser: ParsingNet, images: Tensor, place: Workplace, batch_size: int = 64
-) -> np.ndarray:
-    """Return the most probable label of each pixel, at the pictures' own size."""
-    predicted = []
-    for chunk in images.split(batch_size):
-        with place.autocast():
-            logits = parser(chunk.to(place.device)).float()
-        logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", antialias=True)
-        predicted.append(logits.argmax(1).cpu())
-    return torch.cat(predicted).numpy()
-
-
-def score_parser(
-    parser: ParsingNet, images: Tensor, labels: Tensor, place: Workplace
-) -> dict[str, Any]:
-    """Score the parser on drawn faces that it was not trained on."""
-    score = ParsingScore(parser.labels)
-    score.update(predict_labels(parser, images, place), labels.numpy().astype(np.int64))
-    return {
-        "macro_f1": float(np.nanmean(list(score.f1.values()))),
-        "mean_f1": score.mean_f1,
-        "helen_overall_f1": score.overall_f1,
-        "miou": score.mean_iou,
-        "f1": score.f1,
-    }
-
-
-def score_parsing_set(parser: ParsingNet, path: Path, place: Workplace) -> dict[str, Any]:
-    """Score the parser on FASSEG, its eleven labels merged to FASSEG's classes."""
-    pairs = aligned_pairs(ParsingPairs(path, PARSING_SPLIT))
-    score = ParsingScore(FASSEG)
-    predicted = predict_labels(parser, pairs.images, place)
-    score.update(predicted, pairs.labels.numpy(), merge=helen_to_fasseg())
-    return {
-        "split": PARSING_SPLIT,
-        "pictures": len(pairs.names),
-        "skipped": len(pairs.skipped),
-        "f1": score.f1,
-        "mean_f1": score.mean_f1,
-    }
+def label_shares(one: Ingredient) -> Tensor:
+    """Return the share of each label among the pixels of up to 200 pictures across a set."""
+    data, count = one.dataset, len(one.vocabulary.labels)
+    spread = np.linspace(0, len(data) - 1, min(200, len(data))).astype(int).tolist()
+    sample = torch.stack([torch.as_tensor(data[i][1]) for i in spread])
+    if sample.ndim == 4:
+        pixels = sample.double().sum((0, 2, 3))
+    else:
+        pixels = torch.bincount(sample[sample != IGNORE].long(), minlength=count)
+    return (pixels / pixels.sum()).float()
 
 
 @dataclass(frozen=True)
@@ -205,7 +224,7 @@ class Arguments:
         parser: how the parser is built and trained.
         precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
         workers: processes that draw faces.
-        parsing: a folder or zip of `images/` and `labels/` on which the parser is scored too.
+        score: sets on which the parser is scored too, `PATH:KIND:SPLITS` each.
         tensorboard: write TensorBoard's events into the run's folder.
     """
 
@@ -216,8 +235,15 @@ class Arguments:
     parser: ParserOptions = field(default_factory=ParserOptions)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: int = 1
-    parsing: Path | None = None
+    score: tuple[str, ...] = ()
     tensorboard: bool = False
+
+
+def _shrink(target: Tensor) -> Tensor:
+    if target.is_floating_point():
+        return F.interpolate(target, (LOSS_SIZE, LOSS_SIZE), mode="bilinear", antialias=True)
+    small = F.interpolate(target.unsqueeze(1).float(), LOSS_SIZE, mode="nearest-exact")
+    return small.squeeze(1).long()
 
 
 def build_parser(how: ParserOptions) -> ParsingNet:
@@ -225,13 +251,21 @@ def build_parser(how: ParserOptions) -> ParsingNet:
     return ParsingNet(HELEN, how.width, how.num_stacks, grid=how.grid)
 
 
+def check_training(how: ParserOptions) -> None:
+    """Refuse a parser that cannot be built, and sets that cannot be mixed."""
+    build_parser(how)
+    open_mix(how.mix, how.batch_size)
+
+
 def check(arguments: Arguments) -> None:
     """Refuse what would fail only after minutes."""
     check_numbers(arguments)
-    build_parser(arguments.parser)
     check_batch("--parser.batch-size", arguments.parser.batch_size)
-    if arguments.parsing is not None:
-        ParsingPairs(arguments.parsing, PARSING_SPLIT)
+    check_training(arguments.parser)
+    if arguments.parser.mix and arguments.export:
+        raise ValueError("--export ships a parser of drawn faces alone: leave --parser.mix out")
+    for choice in arguments.score:
+        open_parsing_set(choice)
     if arguments.tensorboard:
         check_tensorboard()
 
@@ -248,12 +282,17 @@ def main(arguments: Arguments, place: Workplace) -> None:
 
     test = draw_faces(arguments.seed, range(TEST_FROM, TEST_FROM + 600), 1)
     scores = {"procedural": score_parser(parser, test.images, test.labels, place)}
-    if arguments.parsing is not None:
-        scores["fasseg"] = score_parsing_set(parser, arguments.parsing, place)
+    for choice in arguments.score:
+        pairs = open_parsing_set(choice)
+        scores[pairs.title] = score_parsing_set(parser, pairs, place, how.damaged)
+    mixed = [
+        f"{share.pairs.title}, {share.count} of a batch"
+        for share in open_mix(how.mix, how.batch_size)
+    ]
     about = {
         "recipe": "examples/fsenet/train_parser.py",
-        "options": {"seed": arguments.seed, "parser": asdict(how)},
-        "data": "procedural faces alone, a new person in every picture",
+        "options": {"seed": arguments.seed, "parser": asdict(replace(how, mix=()))},
+        "data": ["procedural faces, a new person in every picture", *mixed],
         "seconds": round(fitted.seconds),
         "precision": place.precision,
         "processes": place.world,

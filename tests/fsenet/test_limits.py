@@ -17,7 +17,9 @@ def numbers(options, above=()):
         value, path = getattr(options, field.name), (*above, field.name)
         if is_dataclass(value):
             yield from numbers(value, path)
-        elif isinstance(value, int | float | tuple) and not isinstance(value, bool):
+        elif isinstance(value, tuple):  # of numbers; an empty one is for texts
+            yield from [path] if value else []
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             yield path
 
 

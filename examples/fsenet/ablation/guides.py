@@ -1,6 +1,6 @@
 """The frozen networks that arms look at: parsers of several sizes, and one of landmarks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from data.augment import augment
 from data.batches import BatchPlan, load_batches
 from data.faces import DrawnFaces
 from data.procedural import ProceduralFaces
-from fit import Schedule, Workplace, fit
+from fit import Batch, Schedule, Workplace, fit
 from jaxtyping import Float
 from options import Options, small_parser
 from torch import Tensor, nn
@@ -62,12 +62,15 @@ def landmarks_of(options: Options, seed: int, place: Workplace) -> ParsingNet:
     faces = DrawnLandmarks(seed, options.identities, options.samples)
     light = replace(how.augmentation, flip=0.0, shift=0.0, scale=0.0, rotation=0.0)
 
-    def batches(first: int) -> Iterator[Sequence[Tensor | None]]:
-        for rng, (images, points) in load_batches(faces, plan, first):
-            yield augment(images, None, HELEN, light, rng).images, points
+    def batches(first: int) -> Iterator[Batch]:
+        for numbers, (images, points) in load_batches(faces, plan, first):
+            yield images, points, numbers
+
+    def prepare(images: Tensor, points: Tensor, numbers: Tensor) -> Batch:
+        return augment(images, None, HELEN, light, numbers).images, points
 
     here = _below(place, f"landmarks-seed{seed}")
-    fit("landmarks", module, batches, Schedule(how.steps, how.rate, optimizer), here)
+    fit("landmarks", module, batches, Schedule(how.steps, how.rate, optimizer), here, prepare)
     return net.freeze()
 
 

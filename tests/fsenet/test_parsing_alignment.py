@@ -1,4 +1,4 @@
-"""Parsing pairs and their alignment, against a face drawn where the template has it."""
+"""Faces of parsing sets on the template, against a face drawn where the template has it."""
 
 import doctest
 import io
@@ -8,20 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data import fasseg
+from data import parsing_alignment, parsing_sets
 from data.archives import DamagedImage
-from data.fasseg import (
-    FASSEG,
-    ParsingPairs,
-    align_pair,
-    aligned_pairs,
-    helen_to_fasseg,
-    points_from_labels,
-)
+from data.parsing_alignment import align_pair, aligned_pairs, points_from_labels
+from data.parsing_sets import LabelledPairs, ParsingPair
 from PIL import Image
 
 from partlocal.alignment import ARCFACE_TEMPLATE
-from partlocal.labels import HELEN, LabelSet
+from partlocal.labels import LabelSet
 
 REAL = Path(__file__).parents[2] / "../shared/data/fasseg256.zip"
 PARTS = {"eyes": 3, "nose": 4, "mouth": 5}
@@ -34,7 +28,7 @@ def draw(turn=0.0, scale=1.0, shift=(0.0, 0.0), side=112):
         (56.0, 70.0, 50.0, 1),
         (ax, ay, 5.0, 3),
         (bx, by, 5.0, 3),
-        (nx, ny - fasseg._NOSE_RISE, 7.0, 4),
+        (nx, ny - parsing_alignment._NOSE_RISE, 7.0, 4),
         ((cx + dx) / 2, (cy + dy) / 2, 9.0, 5),
     ]
     rows, columns = np.mgrid[:side, :side] + 0.5
@@ -71,33 +65,14 @@ def test_example(tmp_path):
     for name in ("train_2", "train_1", "test_1"):
         files[f"images/{name}.png"] = encode(image)
         files[f"labels/{name}.png"] = encode(labels, "P")
-    pairs = ParsingPairs(make(tmp_path / "set.zip", files))
+    pairs = LabelledPairs(make(tmp_path / "set.zip", files))
     assert pairs.names == ("test_1", "train_1", "train_2")
     assert np.array_equal(pairs[0][0], image)
     assert np.array_equal(pairs[0][1], labels)  # the palette's colours do not matter
-    assert ParsingPairs(tmp_path / "set.zip", "train").names == ("train_1", "train_2")
-    assert doctest.testmod(fasseg).failed == 0
-
-
-def test_groups():
-    """Every HELEN label arrives where data/README.md says that FASSEG has it."""
-    went = {
-        h: FASSEG.labels[i] for h, i in zip(HELEN.labels, helen_to_fasseg().argmax(0), strict=True)
-    }
-    assert went == {
-        "background": "background",
-        "skin": "skin",
-        "left_brow": "hair",
-        "right_brow": "hair",
-        "left_eye": "eyes",
-        "right_eye": "eyes",
-        "nose": "nose",
-        "upper_lip": "mouth",
-        "inner_mouth": "mouth",
-        "lower_lip": "mouth",
-        "hair": "hair",
-    }
-    assert helen_to_fasseg().sum(0).tolist() == [1.0] * 11
+    assert LabelledPairs(tmp_path / "set.zip", ["train"]).names == ("train_1", "train_2")
+    assert pairs.title == "set.zip:FASSEG"
+    for module in (parsing_alignment, parsing_sets):
+        assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.parametrize(
@@ -108,7 +83,7 @@ def test_align(turn, scale, shift):
     """However a face lies in the picture, it comes to lie where it was drawn on the template."""
     upright, expected = draw()
     image, labels = draw(turn, scale, shift, side=380)
-    aligned, map_ = align_pair(image, labels)
+    aligned, map_ = align_pair(ParsingPair(image, labels))
     assert aligned.shape == (112, 112, 3)
     assert map_.dtype == np.uint8
     assert set(np.unique(map_)) == set(np.unique(expected))  # no label is mixed from others
@@ -126,7 +101,7 @@ def test_align(turn, scale, shift):
 
 def test_size():
     image, labels = draw()
-    _, half = align_pair(image, labels, size=56)
+    _, half = align_pair(ParsingPair(image, labels), size=56)
     assert half.shape == (56, 56)
     left, right, *_ = points_from_labels(half)
     np.testing.assert_allclose(left, np.array(ARCFACE_TEMPLATE[0]) / 2, atol=0.5)
@@ -158,62 +133,63 @@ def test_skipped(tmp_path):
     speckled = hidden.copy()
     speckled[50, 90] = 3
     for label in (4, 5):
-        assert align_pair(image, np.where(labels == label, 1, labels).astype(np.uint8)) is None
+        without = np.where(labels == label, 1, labels).astype(np.uint8)
+        assert align_pair(ParsingPair(image, without)) is None
     files = {}
     for name, map_ in {"a": labels, "b": hidden, "c": speckled}.items():
         files |= {f"images/{name}.png": encode(image), f"labels/{name}.png": encode(map_)}
-    found = aligned_pairs(ParsingPairs(make(tmp_path / "set.zip", files)), progress=False)
+    found = aligned_pairs(LabelledPairs(make(tmp_path / "set.zip", files)), progress=False)
     assert found.names == ("a",)
     assert found.skipped == ("b", "c")
     assert found.images.shape == (1, 3, 112, 112)
-    assert found.labels.dtype == torch.int64
+    assert found.targets.dtype == torch.uint8
     del files["images/a.png"], files["labels/a.png"]
     with pytest.raises(ValueError, match="none of 2 label maps shows two eyes, nose and mouth"):
-        aligned_pairs(ParsingPairs(make(tmp_path / "none.zip", files)), progress=False)
+        aligned_pairs(LabelledPairs(make(tmp_path / "none.zip", files)), progress=False)
 
 
 def test_errors(tmp_path):
     image, labels = draw()
     good = {"images/a_1.png": encode(image), "labels/a_1.png": encode(labels)}
     with pytest.raises(ValueError, match=r"images/b_1.png has no label map of the same name$"):
-        ParsingPairs(make(tmp_path / "1.zip", good | {"images/b_1.png": encode(image)}))
+        LabelledPairs(make(tmp_path / "1.zip", good | {"images/b_1.png": encode(image)}))
     more = {"labels/b_1.png": b"", "labels/c_1.png": b""}
     with pytest.raises(ValueError, match=r"labels/b_1.png has no picture .*, nor have 1 others"):
-        ParsingPairs(make(tmp_path / "2.zip", good | more))
+        LabelledPairs(make(tmp_path / "2.zip", good | more))
     with pytest.raises(ValueError, match=r"holds no split 'b'; it holds a$"):
-        ParsingPairs(make(tmp_path / "3.zip", good), "b")
+        LabelledPairs(make(tmp_path / "3.zip", good), ["b"])
     with pytest.raises(ValueError, match=r"holds no pairs images/NAME and labels/NAME\.png"):
-        ParsingPairs(make(tmp_path / "4.zip", {"x/y.png": b""}))
+        LabelledPairs(make(tmp_path / "4.zip", {"x/y.png": b""}))
     for bad, text in {
         encode(image): "has mode RGB: label maps are PNGs of mode P or L",
         encode(labels + 6): "holds label 6: FASSEG has 0 to 5, and 255 for ignore",
         encode(labels[:50]): "the picture is 112x112, its label map 112x50",
         encode(labels)[:90]: "labels/a_1.png is damaged",
     }.items():
-        pairs = ParsingPairs(make(tmp_path / "5.zip", good | {"labels/a_1.png": bad}))
+        pairs = LabelledPairs(make(tmp_path / "5.zip", good | {"labels/a_1.png": bad}))
         with pytest.raises(DamagedImage, match=text):
             pairs[0]
     ignored = labels.copy()
     ignored[0] = 255
-    pairs = ParsingPairs(make(tmp_path / "6.zip", good | {"labels/a_1.png": encode(ignored)}))
+    pairs = LabelledPairs(make(tmp_path / "6.zip", good | {"labels/a_1.png": encode(ignored)}))
     assert pairs[0][1][0].tolist() == [255] * 112
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data/fasseg256.zip")
 def test_real():
-    assert len(ParsingPairs(REAL)) == 344
-    found = aligned_pairs(ParsingPairs(REAL, "frontal02-test"), progress=False)
+    assert len(LabelledPairs(REAL)) == 344
+    found = aligned_pairs(LabelledPairs(REAL, ["frontal02-test"]), progress=False)
     assert len(found.names) == 50
     assert found.skipped == ()
-    points = np.stack([points_from_labels(m.numpy().astype(np.uint8)) for m in found.labels])
+    points = np.stack([points_from_labels(m.numpy().astype(np.uint8)) for m in found.targets])
     eyes = np.array(ARCFACE_TEMPLATE[:2])
     assert np.linalg.norm(points[:, :2].mean(0) - eyes, axis=1).max() < 3
     assert (np.linalg.norm(points[:, :2] - eyes, axis=2) < 3).mean() > 0.9
     # eyes are darker than the skin around them: pictures and maps lie on each other
     grey = found.images.float().mean(1)
-    eye, skin = found.labels == 3, found.labels == 1
+    eye, skin = found.targets == 3, found.targets == 1
     assert grey[eye].mean() < 0.8 * grey[skin].mean()
-    profiles = aligned_pairs(ParsingPairs(REAL, "multipose01-test"), progress=False)
+    profiles = aligned_pairs(LabelledPairs(REAL, ["multipose01-test"]), progress=False)
     assert len(profiles.names) + len(profiles.skipped) == 92
     assert 20 <= len(profiles.skipped) <= 35
     assert all(name.endswith(("60", "75", "90")) for name in profiles.skipped)

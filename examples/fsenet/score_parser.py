@@ -1,0 +1,127 @@
+"""Score a parser on parsing sets.
+
+    python examples/fsenet/score_parser.py runs/parser-0/parsing_net.safetensors \
+        --score fasseg256.zip:fasseg:frontal02-test LaPa:lapa:val
+
+prints JSON: F1 of each label from one confusion matrix over the whole set, their mean without
+background, the F1 of groups ("inner" is Helen's overall), the mean IoU. Without a file it scores
+the parser that partlocal ships. Choose between parsers by a validation split; test once.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from data.parsing_alignment import aligned_pairs
+from data.parsing_layouts import open_parsing_set
+from data.parsing_sets import ParsingSet
+from fit import Workplace
+from limits import check_numbers
+from machine import choose_precision, finite, to_json
+from parsing_loss import IGNORE
+from run_folder import one_line_errors
+from torch import Tensor
+from torch.nn import functional as F
+
+from partlocal import ParsingNet
+from partlocal.evaluation.parsing import ParsingScore
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Score a parser.
+
+    Args:
+        parser: the `.safetensors` that `train_parser.py` wrote; by default the shipped parser.
+        score: sets, `PATH:KIND:SPLITS` each.
+        damaged: how many pictures of a set may be damaged; each is named and left out.
+        precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
+    """
+
+    parser: Annotated[Path | None, tyro.conf.Positional] = None
+    score: tuple[str, ...] = ()
+    damaged: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+@torch.inference_mode()
+def predict_labels(
+    parser: ParsingNet, images: Tensor, place: Workplace, batch_size: int = 64
+) -> np.ndarray:
+    """Return the most probable label of each pixel, at the pictures' own size."""
+    predicted = []
+    for chunk in images.split(batch_size):
+        with place.autocast():
+            logits = parser(chunk.to(place.device)).float()
+        logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", antialias=True)
+        predicted.append(logits.argmax(1).cpu())
+    return torch.cat(predicted).numpy()
+
+
+def score_parser(
+    parser: ParsingNet, images: Tensor, labels: Tensor, place: Workplace
+) -> dict[str, Any]:
+    """Score the parser on drawn faces that it was not trained on."""
+    score = ParsingScore(parser.labels)
+    score.update(predict_labels(parser, images, place), labels.numpy().astype(np.int64))
+    return {
+        "macro_f1": float(np.nanmean(list(score.f1.values()))),
+        "mean_f1": score.mean_f1,
+        "helen_overall_f1": score.overall_f1,
+        "miou": score.mean_iou,
+        "f1": score.f1,
+    }
+
+
+def score_parsing_set(
+    parser: ParsingNet, pairs: ParsingSet, place: Workplace, damaged: int = 0
+) -> dict[str, Any]:
+    """Score the parser on a set, in the set's own labels.
+
+    Labels that the parser takes for one, as the two lips for FASSEG's mouth, are merged. Labels
+    that it does not know, as hats, count as what it should say there, background; they never
+    occur then, have no F1, and are in no mean. Where the set has probabilities, the most probable
+    label is the true one.
+    """
+    aligned, own = aligned_pairs(pairs, damaged=damaged), pairs.vocabulary
+    score = ParsingScore(own.labels)
+    predicted = predict_labels(parser, aligned.images, place)
+    target = aligned.targets
+    if target.ndim == 4:
+        target = torch.where(target.amax(1) > 0, target.argmax(1), IGNORE).to(torch.uint8)
+    target = own.fold(target, parser.labels)
+    score.update(predicted, target.numpy(), IGNORE, own.merge(parser.labels))
+    groups = own.labels.groups
+    return {
+        "split": ", ".join(pairs.splits),
+        "pictures": len(aligned.names),
+        "skipped": len(aligned.skipped),
+        "damaged": len(aligned.lost),
+        "f1": {name: f1 for name, f1 in score.f1.items() if not np.isnan(f1)},
+        "groups": {name: score.merged_f1(name) for name in groups},
+        "mean_f1": score.mean_f1,
+        "miou": score.mean_iou,
+    }
+
+
+def main(arguments: Arguments) -> None:
+    """Score on each set, and print."""
+    sets = [open_parsing_set(choice) for choice in arguments.score]
+    parser = ParsingNet.pretrained()
+    if arguments.parser is not None:
+        parser = ParsingNet.load_compact(arguments.parser)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = Workplace(Path(), device, choose_precision(arguments.precision, device))
+    parser.freeze().to(device)
+    scores = {one.title: score_parsing_set(parser, one, place, arguments.damaged) for one in sets}
+    print(to_json(finite({"precision": place.precision, "scores": scores})))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        chosen = tyro.cli(Arguments)
+        check_numbers(chosen)
+        main(chosen)
