@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -29,9 +30,11 @@ from limits import check_numbers
 from tqdm import tqdm
 
 from data.archives import DamagedImage
+from data.file_sets import files_of, is_numbered
 from data.images import IdentityPictures, load_rgb
 from data.pictures import enough_images, open_pictures
 from data.records import write_identities
+from data.shards import write_shards
 
 Item = tuple[str, bytes]  # `<identity>/<image>`, and the encoded picture
 
@@ -62,42 +65,47 @@ def main(arguments: Arguments) -> None:
             raise FileExistsError(f"{path} exists: name another target, or remove it")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is no folder: make it first")
-    write = WRITERS.get(target.suffix)
+    write = WRITERS.get("%d.tar" if is_numbered(target) else target.suffix)
     if write is None:
         raise ValueError(f"{target} must end in .rec, .zip or .tar, or have no suffix: a folder")
-    pictures = enough_images(open_pictures(source), arguments.min_images)
-    reader = Reader(pictures, arguments.damaged)
+    pictures = open_pictures(source, damaged=arguments.damaged)
+    reader = Reader(enough_images(pictures, arguments.min_images), is_numbered(target))
     try:
         write(target, reader)
         check(target, reader.written)
     except BaseException:
         remove(target)
         raise
-    lost = f", {len(reader.lost)} damaged left out" if reader.lost else ""
+    lost = f", {pictures.damage.count} damaged left out" if pictures.damage.count else ""
     print(f"{target}: {reader.written}{lost}; read again, equal")
 
 
 class Summary:
-    """What a set of pictures holds, in its order: how many, and a hash of bytes and owners."""
+    """What a set of pictures holds: the pictures of each identity, in whichever order."""
 
     def __init__(self) -> None:
-        self.pictures = self.people = 0
-        self._last: int | None = None
-        self._hash = hashlib.sha256()
+        self._people: dict[int, list[int]] = {}
 
     def add(self, label: int, data: bytes) -> None:
-        """Take note of a picture; those of an identity come in a row."""
-        self.people += label != self._last
-        self.pictures, self._last = self.pictures + 1, label
-        self._hash.update(f"{self.people} {len(data)} ".encode() + data)
+        """Take note of a picture."""
+        digest = int.from_bytes(hashlib.sha256(data).digest(), "big")
+        person = self._people.setdefault(label, [0, 0])
+        person[0] += 1
+        person[1] = (person[1] + digest) % 2**256
+
+    @property
+    def _people_in_order(self) -> list[list[int]]:
+        """Leave out the numbers: they have gaps where nothing of somebody could be read."""
+        return [self._people[label] for label in sorted(self._people)]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Summary) and self._hash.digest() == other._hash.digest()
+        return isinstance(other, Summary) and self._people_in_order == other._people_in_order
 
     __hash__ = None
 
     def __str__(self) -> str:
-        return f"{self.pictures} pictures of {self.people} identities"
+        pictures = sum(count for count, _ in self._people.values())
+        return f"{pictures} pictures of {len(self._people)} identities"
 
 
 class Reader(Iterable[Item]):
@@ -105,34 +113,32 @@ class Reader(Iterable[Item]):
 
     Args:
         pictures: the set.
-        budget: how many may be damaged.
+        shuffled: not identity by identity, which formats need that are read from their beginning.
     """
 
-    def __init__(self, pictures: IdentityPictures, budget: int) -> None:
-        self.pictures, self.budget = pictures, budget
+    def __init__(self, pictures: IdentityPictures, shuffled: bool) -> None:
+        self.pictures, self.shuffled = pictures, shuffled
         self.written = Summary()
-        self.lost: list[str] = []
 
     def __iter__(self) -> Iterator[Item]:
         pictures = self.pictures
         # A .rec is sorted by identity; so is every folder, and flat ones are brought into order.
-        for index in tqdm(pictures.labels.argsort(kind="stable"), desc="writing", unit="picture"):
+        order = pictures.labels.argsort(kind="stable")
+        if self.shuffled:
+            order = np.random.default_rng(0).permutation(len(pictures))
+        for index in tqdm(order.tolist(), desc="writing", unit="picture"):
             try:
                 data = pictures.read(index)
                 load_rgb(data, pictures.where(index))
+                name = pictures.name(index)
             except DamagedImage as error:
-                self.lost.append(str(error))
-                print(f"left out: {error}", file=sys.stderr)
-                if len(self.lost) > self.budget:
-                    raise ValueError(
-                        f"{len(self.lost)} damaged pictures, and --damaged allows {self.budget}"
-                    ) from None
+                pictures.damage.add(error)
                 continue
             self.written.add(int(pictures.labels[index]), data)
-            yield pictures.name(index), data
+            yield name, data
 
 
-def write_folder(target: Path, items: Iterable[Item]) -> None:
+def write_folder(target: Path, items: Reader) -> None:
     """Write `<identity>/<image>` into a new folder."""
     for name, data in items:
         path = target / name
@@ -140,14 +146,14 @@ def write_folder(target: Path, items: Iterable[Item]) -> None:
         path.write_bytes(data)
 
 
-def write_zip(target: Path, items: Iterable[Item]) -> None:
+def write_zip(target: Path, items: Reader) -> None:
     """Write a zip; encoded pictures are only stored, as they do not become smaller."""
     with zipfile.ZipFile(target, "x", zipfile.ZIP_STORED) as archive:
         for name, data in items:
             archive.writestr(zipfile.ZipInfo(name), data)
 
 
-def write_tar(target: Path, items: Iterable[Item]) -> None:
+def write_tar(target: Path, items: Reader) -> None:
     """Write a tar that is not compressed."""
     with tarfile.open(target, "x:") as archive:
         for name, data in items:
@@ -156,10 +162,16 @@ def write_tar(target: Path, items: Iterable[Item]) -> None:
             archive.addfile(member, io.BytesIO(data))
 
 
-WRITERS: dict[str, Callable[[Path, Iterable[Item]], None]] = {
+def write_numbered(target: Path, items: Reader) -> None:
+    """Write WebDataset's shards."""
+    write_shards(target, items, items.pictures.identities)
+
+
+WRITERS: dict[str, Callable[[Path, Reader], None]] = {
     "": write_folder,
     ".zip": write_zip,
     ".tar": write_tar,
+    "%d.tar": write_numbered,
     ".rec": write_identities,
 }
 
@@ -178,7 +190,12 @@ def check(target: Path, written: Summary) -> None:
 
 
 def written_to(target: Path) -> tuple[Path, ...]:
-    """Return all files that a target consists of."""
+    """Return all files that a target consists of, of numbered ones those that are there."""
+    if is_numbered(target):
+        try:
+            return tuple(files_of(target, target.suffix))
+        except FileNotFoundError:
+            return ()
     beside = (target.with_suffix(".idx"), target.with_name("property"))
     return (target, *(beside if target.suffix == ".rec" else ()))
 

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from data.archives import Source
 from data.batches import worker_errors
-from data.images import IdentityPictures, decode_all, load_rgb
-from data.pictures import enough_images, holds_records, open_pictures
+from data.images import IdentityFolder, IdentityPictures, decode_all, load_rgb
+from data.pictures import enough_images, open_pictures, reader_of
 from data.procedural import DRAWERS, ProceduralFaces
 
 TEST_FROM = 1_000_000  # drawn identities from here on are never trained on
@@ -117,7 +117,7 @@ def picture_sets(path: Path, seed: int, min_images: int = 1) -> tuple[TrainingSe
         ValueError: it holds no pictures sorted by person, too few people, a picture that is not
             square, or not those of LFW's lists.
     """
-    if not holds_records(path) and "pairs.txt" in Source(path):
+    if reader_of(path) is IdentityFolder and "pairs.txt" in Source(path):
         protocol = LfwProtocol.read(path)
         test = lfw_test_set(path, protocol, (8, 9))
         train = open_pictures(path, protocol.train_identities((8, 9)), SIZE)

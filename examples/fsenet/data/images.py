@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.archives import DamagedImage, Source
+from data.damage import Damage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # of all that Pillow reads, EPS starts Ghostscript
@@ -54,9 +55,10 @@ class IdentityPictures(Dataset[tuple[Tensor, int]]):
         identities: keep these alone; None keeps all.
         size: height and width that every picture is brought to when it is read (bilinear,
             antialiased); None leaves it as it is stored.
+        damaged: how many pictures may be left out.
 
     Raises:
-        ValueError: an identity asked for is not there.
+        ValueError: an identity asked for is not there, or more pictures are damaged.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class IdentityPictures(Dataset[tuple[Tensor, int]]):
         path: str | Path,
         identities: Collection[str] | None = None,
         size: int | None = None,
+        damaged: int = 0,
     ) -> None:
+        self.damage = Damage(damaged)
         self.path, names, self.labels = self._open(Path(path))
         self.identities, self.size = tuple(names), size
         self._places = np.arange(len(self.labels))  # of those kept, among all

@@ -6,31 +6,47 @@ from pathlib import Path
 
 import numpy as np
 
+from data.file_sets import is_numbered
 from data.images import IdentityFolder, IdentityPictures
 from data.records import IdentityRecords
+from data.shards import IdentityShards, is_shard
 
 
 def open_pictures(
-    path: str | Path, identities: Collection[str] | None = None, size: int | None = None
+    path: str | Path,
+    identities: Collection[str] | None = None,
+    size: int | None = None,
+    damaged: int = 0,
 ) -> IdentityPictures:
-    """Open a folder, zip or tar of `<identity>/<image>`, or insightface's `train.rec`.
+    """Open pictures of people in the format that `reader_of` finds.
 
     Args:
-        path: the folder, archive or `.rec`; or the folder that holds `train.rec`.
+        path: see `reader_of`.
         identities: keep these alone; None keeps all.
         size: height and width that every picture is brought to when it is read.
+        damaged: how many pictures may be left out.
 
     Raises:
-        FileNotFoundError, ValueError: see `IdentityFolder` and `IdentityRecords`.
+        FileNotFoundError, ValueError: see the format's reader.
     """
-    reader = IdentityRecords if holds_records(path) else IdentityFolder
-    return reader(path, identities, size)
+    return reader_of(path)(path, identities, size, damaged)
 
 
-def holds_records(path: str | Path) -> bool:
-    """Tell whether this is a `.rec`, or a folder with `train.rec`."""
+def reader_of(path: str | Path) -> type[IdentityPictures]:
+    """Return the reader of the format that a path holds.
+
+    Args:
+        path: a folder, zip or tar of `<identity>/<image>`; insightface's `.rec`, or the folder that
+            holds `train.rec`; a WebDataset shard, a folder of them, or their numbered names.
+    """
     path = Path(path)
-    return path.suffix == ".rec" or (path / "train.rec").is_file()
+    if path.suffix == ".rec" or (path / "train.rec").is_file():
+        return IdentityRecords
+    if path.suffix == ".tar" and (is_numbered(path) or is_shard(path)):
+        return IdentityShards
+    if path.is_dir() and any(path.glob("*.tar")):
+        return IdentityShards
+    return IdentityFolder
 
 
 def enough_images(pictures: IdentityPictures, least: int) -> IdentityPictures:
