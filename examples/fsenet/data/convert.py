@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,11 +29,13 @@ from limits import check_numbers
 from tqdm import tqdm
 
 from data.archives import DamagedImage
+from data.batches import generator, shuffled
 from data.file_sets import files_of, is_numbered
 from data.images import IdentityPictures, load_rgb
 from data.pictures import enough_images, open_pictures
 from data.records import write_identities
 from data.shards import write_shards
+from data.tables import write_table
 
 Item = tuple[str, bytes]  # `<identity>/<image>`, and the encoded picture
 
@@ -69,7 +70,8 @@ def main(arguments: Arguments) -> None:
     if write is None:
         raise ValueError(f"{target} must end in .rec, .zip or .tar, or have no suffix: a folder")
     pictures = open_pictures(source, damaged=arguments.damaged)
-    reader = Reader(enough_images(pictures, arguments.min_images), is_numbered(target))
+    pictures = enough_images(pictures, arguments.min_images)
+    reader = Reader(pictures, order_for(target, pictures))
     try:
         write(target, reader)
         check(target, reader.written)
@@ -78,6 +80,19 @@ def main(arguments: Arguments) -> None:
         raise
     lost = f", {pictures.damage.count} damaged left out" if pictures.damage.count else ""
     print(f"{target}: {reader.written}{lost}; read again, equal")
+
+
+def order_for(target: Path, pictures: IdentityPictures) -> list[int]:
+    """Return the order in which pictures are written to a target.
+
+    A .rec is sorted by identity. Shards and Parquet files are shuffled, for those who read them
+    from their beginning. Anything else takes pictures as they come, which is fastest.
+    """
+    if target.suffix == ".rec":
+        return pictures.labels.argsort(kind="stable").tolist()
+    if is_numbered(target) or target.suffix == ".parquet":
+        return shuffled(len(pictures), generator(0), pictures.pieces).tolist()
+    return list(range(len(pictures)))
 
 
 class Summary:
@@ -113,20 +128,16 @@ class Reader(Iterable[Item]):
 
     Args:
         pictures: the set.
-        shuffled: not identity by identity, which formats need that are read from their beginning.
+        order: of its pictures.
     """
 
-    def __init__(self, pictures: IdentityPictures, shuffled: bool) -> None:
-        self.pictures, self.shuffled = pictures, shuffled
+    def __init__(self, pictures: IdentityPictures, order: Iterable[int]) -> None:
+        self.pictures, self.order = pictures, order
         self.written = Summary()
 
     def __iter__(self) -> Iterator[Item]:
         pictures = self.pictures
-        # A .rec is sorted by identity; so is every folder, and flat ones are brought into order.
-        order = pictures.labels.argsort(kind="stable")
-        if self.shuffled:
-            order = np.random.default_rng(0).permutation(len(pictures))
-        for index in tqdm(order.tolist(), desc="writing", unit="picture"):
+        for index in tqdm(self.order, desc="writing", unit="picture"):
             try:
                 data = pictures.read(index)
                 load_rgb(data, pictures.where(index))
@@ -167,11 +178,17 @@ def write_numbered(target: Path, items: Reader) -> None:
     write_shards(target, items, items.pictures.identities)
 
 
+def write_parquet(target: Path, items: Reader) -> None:
+    """Write a table for Hugging Face's `datasets`."""
+    write_table(target, items, items.pictures.identities)
+
+
 WRITERS: dict[str, Callable[[Path, Reader], None]] = {
     "": write_folder,
     ".zip": write_zip,
     ".tar": write_tar,
     "%d.tar": write_numbered,
+    ".parquet": write_parquet,
     ".rec": write_identities,
 }
 
@@ -183,7 +200,7 @@ def check(target: Path, written: Summary) -> None:
         ValueError: they differ.
     """
     found, again = open_pictures(target), Summary()
-    for index in tqdm(found.labels.argsort(kind="stable"), desc="comparing", unit="picture"):
+    for index in tqdm(range(len(found)), desc="comparing", unit="picture"):
         again.add(int(found.labels[index]), found.read(index))
     if again != written:
         raise ValueError(f"{target} holds {again}, other than written: is the disk damaged?")

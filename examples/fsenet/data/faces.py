@@ -198,7 +198,7 @@ class _Streamed(Dataset[tuple[Tensor, ...]]):
     """Decode each picture when it is asked for."""
 
     def __init__(self, folder: IdentityPictures) -> None:
-        self.folder = folder
+        self.folder, self.pieces = folder, folder.pieces
 
     def __len__(self) -> int:
         return len(self.folder)

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Collection
 from copy import copy
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -45,6 +45,18 @@ def load_rgb(data: bytes, name: str = "picture") -> UInt8[np.ndarray, "h w 3"]:
         DamagedImage: the bytes are of no such format, truncated, or more than `MAX_PIXELS` pixels.
     """
     return np.asarray(_open_image(data, name).convert("RGB"))
+
+
+class Pieces(NamedTuple):
+    """Pictures that are read together, for shuffles that do not read each piece many times.
+
+    Args:
+        number: of the piece of each picture, n.
+        together: pieces that memory holds at a time.
+    """
+
+    number: Int[np.ndarray, " n"]
+    together: int
 
 
 class IdentityPictures(Dataset[tuple[Tensor, int]]):
@@ -112,6 +124,11 @@ class IdentityPictures(Dataset[tuple[Tensor, int]]):
     @abstractmethod
     def where(self, index: int) -> str:
         """Return where one picture lies, as errors call it."""
+
+    @property
+    def pieces(self) -> Pieces | None:
+        """Which pictures are read together; None where each is read alone."""
+        return None
 
     @property
     def paths(self) -> tuple[str, ...]:

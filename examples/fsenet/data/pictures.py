@@ -10,6 +10,7 @@ from data.file_sets import is_numbered
 from data.images import IdentityFolder, IdentityPictures
 from data.records import IdentityRecords
 from data.shards import IdentityShards, is_shard
+from data.tables import IdentityTable, holds_table
 
 
 def open_pictures(
@@ -37,11 +38,14 @@ def reader_of(path: str | Path) -> type[IdentityPictures]:
 
     Args:
         path: a folder, zip or tar of `<identity>/<image>`; insightface's `.rec`, or the folder that
-            holds `train.rec`; a WebDataset shard, a folder of them, or their numbered names.
+            holds `train.rec`; a WebDataset shard, a folder of them, or their numbered names;
+            a Parquet or Arrow file of Hugging Face's `datasets`, a folder of them, or numbered.
     """
     path = Path(path)
     if path.suffix == ".rec" or (path / "train.rec").is_file():
         return IdentityRecords
+    if holds_table(path):
+        return IdentityTable
     if path.suffix == ".tar" and (is_numbered(path) or is_shard(path)):
         return IdentityShards
     if path.is_dir() and any(path.glob("*.tar")):
