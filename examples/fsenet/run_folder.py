@@ -19,7 +19,7 @@ RUNS = Path("runs")
 CONFIG = "options.json"
 WHERE = ("output", "resume")  # options that say where a run is, and nothing about its result
 # on resuming: no weight depends on these
-MAY_CHANGE = ("workers", "parsing", "export", "test_time")
+MAY_CHANGE = ("workers", "parsing", "export", "test_time", "damaged")
 
 
 class RunOptions(Protocol):

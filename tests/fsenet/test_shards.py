@@ -7,6 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from data.damage import Damage
 from data.file_sets import files_of
 from data.pictures import open_pictures
 from data.shards import IdentityShards, write_shards
@@ -195,12 +196,10 @@ def damaged_cases():
 def test_damaged_samples(tmp_path, capsys, message, members):
     """Each is an error, or counted and named when it may be left out; the others stay."""
     path = pack(tmp_path / "a.tar", members)
-    with pytest.raises(
-        ValueError, match=r"; that makes 1 damaged, and --damaged allows 0$"
-    ) as said:
+    with pytest.raises(ValueError, match=r"; that makes 1 damaged, and 0 allowed$") as said:
         IdentityShards(path)
     assert message in str(said.value)
-    shards = IdentityShards(path, damaged=1)
+    shards = IdentityShards(path, damage=Damage(1))
     assert found(shards) == [("Cid", b"fine")]
     assert shards.damage.count == 1
     assert message in capsys.readouterr().err
@@ -211,7 +210,7 @@ def test_same_key_in_two_shards(tmp_path):
         pack(tmp_path / name, [*sample("00", 1), *sample(f"{name[2]}x", 2)])
     with pytest.raises(ValueError, match=r"a-1.tar:00.jpg at offset 512 has the key of a picture"):
         IdentityShards(tmp_path)
-    assert len(IdentityShards(tmp_path, damaged=1)) == 3
+    assert len(IdentityShards(tmp_path, damage=Damage(1))) == 3
 
 
 def test_cut_short(tmp_path, capsys):
@@ -223,7 +222,7 @@ def test_cut_short(tmp_path, capsys):
     for length in range(0, 16 * BLOCK + 1, 64):
         path.write_bytes(whole[:length])
         try:
-            shards = IdentityShards(path, damaged=1)
+            shards = IdentityShards(path, damage=Damage(1))
         except ValueError as error:
             refused.append(str(error))
             continue
@@ -251,4 +250,4 @@ def test_no_pictures_and_no_tar(tmp_path):
         IdentityShards(tmp_path)
     (tmp_path / "a-1.tar").write_bytes(np.random.default_rng(0).bytes(5000))
     with pytest.raises(ValueError, match=r"a-1.tar is no plain tar file, or a damaged one \(no"):
-        IdentityShards(tmp_path, damaged=9)
+        IdentityShards(tmp_path, damage=Damage(9))

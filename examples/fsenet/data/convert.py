@@ -2,12 +2,17 @@
 
     python examples/fsenet/data/convert.py faces/ train.rec
     python examples/fsenet/data/convert.py ms1m-retinaface-t1/ faces.zip
-    python examples/fsenet/data/convert.py lfw112.zip lfw112.tar --damaged 3
+    python examples/fsenet/data/convert.py lfw112.zip lfw-%06d.tar --damaged 3
+    python examples/fsenet/data/convert.py a.parquet b.zip all.tar --identity-list same.tsv
 
-Reads and writes a folder, zip or tar of `<identity>/<image>`, and insightface's `.rec`. The bytes
-of every picture stay as they are. A picture that cannot be decoded is named and left out, up to
-`--damaged` of them. At the end what was written is read again and compared. A `.rec` holds no
-names: from one, identities are called by their number and pictures by their key.
+Reads and writes a folder, zip or tar of `<identity>/<image>`, insightface's `.rec`, WebDataset's
+shards (`%06d` stands for their numbers) and Hugging Face's Parquet. The bytes of every picture stay
+as they are. A picture that cannot be decoded is named and left out, up to `--damaged` of them. At
+the end what was written is read again and compared. A `.rec` holds no names: from one, identities
+are called by their number and pictures by their key.
+
+Several sources become one, see merge.py. What is shuffled in a Parquet file is slow to sort: write
+a `.rec` from it by way of a tar.
 """
 
 import hashlib
@@ -21,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,9 +36,10 @@ from tqdm import tqdm
 
 from data.archives import DamagedImage
 from data.batches import generator, shuffled
+from data.damage import Damage
 from data.file_sets import files_of, is_numbered
 from data.images import IdentityPictures, load_rgb
-from data.pictures import enough_images, open_pictures
+from data.pictures import enough_images, open_pictures, open_sources
 from data.records import write_identities
 from data.shards import write_shards
 from data.tables import write_table
@@ -45,31 +52,42 @@ class Arguments:
     """Convert pictures of people.
 
     Args:
-        source: a folder, zip, tar or `.rec`; or the folder that holds `train.rec`.
-        target: the same by its suffix, a folder without one; must not exist.
+        paths: of one or several sources, each in any of the formats; and last of the target, a
+            format by its suffix, a folder without one, which must not exist.
         damaged: pictures that may be left out.
         min_images: leave out identities with fewer pictures.
+        identity_list: a file of `identity <tab> name`, or `-` to leave somebody out.
+        deduplicate: leave out pictures whose bytes another one of the same identity has.
     """
 
-    source: Annotated[Path, tyro.conf.Positional]
-    target: Annotated[Path, tyro.conf.Positional]
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
     damaged: int = 0
     min_images: int = 1
+    identity_list: Path | None = None
+    deduplicate: bool = False
 
 
 def main(arguments: Arguments) -> None:
     """Write, read again, compare."""
     check_numbers(arguments)
-    source, target = arguments.source, arguments.target
+    *sources, target = arguments.paths or [Path()]
+    if not sources:
+        raise ValueError("expected a source and a target: name both")
     for path in written_to(target):
         if path.exists() or path.is_symlink():
             raise FileExistsError(f"{path} exists: name another target, or remove it")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is no folder: make it first")
-    write = WRITERS.get("%d.tar" if is_numbered(target) else target.suffix)
-    if write is None:
-        raise ValueError(f"{target} must end in .rec, .zip or .tar, or have no suffix: a folder")
-    pictures = open_pictures(source, damaged=arguments.damaged)
+    numbers = "%d" if "%" in target.name else ""
+    write = WRITERS.get(numbers + target.suffix)
+    if write is None or (is_numbered(target) and not numbers):
+        raise ValueError(
+            f"{target}: expected a folder, or one of {' '.join(filter(None, WRITERS))}"
+        )
+    damage = Damage(arguments.damaged)
+    pictures = open_sources(sources, damage=damage, identity_list=arguments.identity_list)
+    if arguments.deduplicate:
+        pictures = without_duplicates(pictures)
     pictures = enough_images(pictures, arguments.min_images)
     reader = Reader(pictures, order_for(target, pictures))
     try:
@@ -78,8 +96,26 @@ def main(arguments: Arguments) -> None:
     except BaseException:
         remove(target)
         raise
-    lost = f", {pictures.damage.count} damaged left out" if pictures.damage.count else ""
+    lost = f", {damage.count} damaged left out" if damage.count else ""
     print(f"{target}: {reader.written}{lost}; read again, equal")
+
+
+def without_duplicates(pictures: IdentityPictures) -> IdentityPictures:
+    """Return the pictures without those whose bytes an earlier one of the same identity has."""
+    hashes = np.empty((len(pictures), 2), dtype=np.int64)
+    for index in tqdm(range(len(pictures)), desc="comparing", unit="picture"):
+        try:
+            data = pictures.read(index)
+        except DamagedImage:  # which is counted when it is to be written
+            data = f"picture {index}".encode()
+        number = int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
+        hashes[index] = pictures.labels[index], number
+    first = np.sort(np.unique(hashes, axis=0, return_index=True)[1])
+    print(
+        f"--deduplicate: {len(pictures) - len(first)} of {len(pictures)} pictures left out",
+        file=sys.stderr,
+    )
+    return pictures.take(first)
 
 
 def order_for(target: Path, pictures: IdentityPictures) -> list[int]:
@@ -151,26 +187,40 @@ class Reader(Iterable[Item]):
 
 def write_folder(target: Path, items: Reader) -> None:
     """Write `<identity>/<image>` into a new folder."""
-    for name, data in items:
+    for name, data in unique_names(items):
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        with path.open("xb") as file:
+            file.write(data)
 
 
 def write_zip(target: Path, items: Reader) -> None:
     """Write a zip; encoded pictures are only stored, as they do not become smaller."""
     with zipfile.ZipFile(target, "x", zipfile.ZIP_STORED) as archive:
-        for name, data in items:
+        for name, data in unique_names(items):
             archive.writestr(zipfile.ZipInfo(name), data)
 
 
 def write_tar(target: Path, items: Reader) -> None:
     """Write a tar that is not compressed."""
     with tarfile.open(target, "x:") as archive:
-        for name, data in items:
+        for name, data in unique_names(items):
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
+
+
+def unique_names(items: Iterable[Item]) -> Iterator[Item]:
+    """Put a number before the name of a picture that another of its identity has."""
+    seen: set[str] = set()
+    for name, data in items:
+        owner, image = name.split("/")
+        number, unique = 1, name
+        while unique in seen:
+            number += 1
+            unique = f"{owner}/{number}-{image}"
+        seen.add(unique)
+        yield unique, data
 
 
 def write_numbered(target: Path, items: Reader) -> None:

@@ -1,13 +1,15 @@
 """Pictures of people, in whichever of the formats that the recipe reads."""
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data.damage import Damage
 from data.file_sets import is_numbered
 from data.images import IdentityFolder, IdentityPictures
+from data.merge import MergedPictures, read_identity_list
 from data.records import IdentityRecords
 from data.shards import IdentityShards, is_shard
 from data.tables import IdentityTable, holds_table
@@ -17,7 +19,7 @@ def open_pictures(
     path: str | Path,
     identities: Collection[str] | None = None,
     size: int | None = None,
-    damaged: int = 0,
+    damage: Damage | None = None,
 ) -> IdentityPictures:
     """Open pictures of people in the format that `reader_of` finds.
 
@@ -25,12 +27,34 @@ def open_pictures(
         path: see `reader_of`.
         identities: keep these alone; None keeps all.
         size: height and width that every picture is brought to when it is read.
-        damaged: how many pictures may be left out.
+        damage: how many pictures may be left out; by default none.
 
     Raises:
         FileNotFoundError, ValueError: see the format's reader.
     """
-    return reader_of(path)(path, identities, size, damaged)
+    return reader_of(path)(path, identities, size, damage)
+
+
+def open_sources(
+    paths: Sequence[Path],
+    size: int | None = None,
+    damage: Damage | None = None,
+    identity_list: Path | None = None,
+) -> IdentityPictures:
+    """Open one source of pictures, or several as one.
+
+    Args:
+        paths: of the sources, each in any format.
+        size, damage: see `open_pictures`; all sources share the number that is allowed.
+        identity_list: who is who in them, see `data/merge.py`.
+
+    Raises:
+        FileNotFoundError, ValueError: see the formats' readers, and `MergedPictures`.
+    """
+    damage = damage or Damage()
+    names = None if identity_list is None else read_identity_list(identity_list)
+    sources = [open_pictures(path, size=size, damage=damage) for path in paths]
+    return sources[0] if names is None and len(sources) == 1 else MergedPictures(sources, names)
 
 
 def reader_of(path: str | Path) -> type[IdentityPictures]:
@@ -40,8 +64,13 @@ def reader_of(path: str | Path) -> type[IdentityPictures]:
         path: a folder, zip or tar of `<identity>/<image>`; insightface's `.rec`, or the folder that
             holds `train.rec`; a WebDataset shard, a folder of them, or their numbered names;
             a Parquet or Arrow file of Hugging Face's `datasets`, a folder of them, or numbered.
+
+    Raises:
+        FileNotFoundError: there is nothing there.
     """
     path = Path(path)
+    if not (path.exists() or is_numbered(path)):
+        raise FileNotFoundError(f"{path} does not exist: pass pictures of people (docs/recipe.md)")
     if path.suffix == ".rec" or (path / "train.rec").is_file():
         return IdentityRecords
     if holds_table(path):

@@ -41,7 +41,7 @@ class IdentityShards(IdentityPictures):
 
     Args:
         path: a shard, a folder of them, `faces-{000000..000009}.tar` or `faces-%06d.tar`.
-        identities, size, damaged: see `IdentityPictures`. What counts as damaged: samples without
+        identities, size, damage: see `IdentityPictures`. What counts as damaged: samples without
             a picture's owner or with two pictures, keys that come twice, a number that stands for
             two names or a name with two numbers, and the end that a shard lacks.
 

@@ -52,14 +52,13 @@ class TableFile:
         if max(self.rows, default=0) > MAX_ROWS:
             raise ValueError(f"a group of {max(self.rows)} rows: at most {MAX_ROWS} are read")
 
-    def size(self, group: int, column: str) -> int:
-        """Return how many bytes a column of a group says that it takes once it is unpacked."""
+    def size(self, group: int) -> int:
+        """Return how many bytes the rows of a group take, as it says, once they are unpacked."""
         if self._batches is not None:
-            return self._batches[group].column(column).nbytes
-        about = self._parquet.metadata.row_group(group)
-        chunks = [about.column(i) for i in range(about.num_columns)]
-        own = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column]
-        return sum(chunk.total_uncompressed_size for chunk in own)
+            return self._batches[group].nbytes
+        # Of a single column it is known too, but pyarrow 26 ends the process when what describes
+        # the column is damaged.
+        return self._parquet.metadata.row_group(group).total_byte_size
 
     def read(self, group: int, column: str) -> "pa.Array":
         """Return one column of a group of rows.
@@ -79,7 +78,7 @@ class TableFile:
     def _unpack(self, group: int, column: str) -> "pa.Array":
         import pyarrow as pa  # noqa: PLC0415
 
-        size = self.size(group, column)
+        size = self.size(group)
         if not 0 <= size <= MAX_GROUP:
             raise ValueError(f"group {group} of {size} bytes: at most {MAX_GROUP} are read")
         # A dictionary may hold one large value that every row repeats: so many rows at a time
@@ -140,4 +139,6 @@ def damaged_file(path: Path) -> Iterator[None]:
         raise ModuleNotFoundError(f"{path} needs pyarrow: pip install pyarrow") from None
     except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} is damaged or too large ({reason:.300}): replace it") from None
+        raise ValueError(
+            f"{path} is damaged or too large ({reason:.300}): write it again, in smaller groups"
+        ) from None

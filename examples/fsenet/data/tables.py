@@ -42,7 +42,7 @@ class IdentityTable(IdentityPictures):
     Args:
         path: a `.parquet` or `.arrow` file, a folder of them, `a-{00000..00009}.parquet` or
             `a-%05d.parquet`.
-        identities, size, damaged: see `IdentityPictures`. What counts as damaged: rows without a
+        identities, size, damage: see `IdentityPictures`. What counts as damaged: rows without a
             label, or with one that is no name and has none.
 
     Raises:
@@ -95,7 +95,8 @@ class IdentityTable(IdentityPictures):
     def name(self, index: int) -> str:
         """Return `<identity>/<image>` of one picture."""
         path = self._value(index, "path")
-        name = "" if path is None or not path.is_valid else path.as_py().split("/")[-1]
+        path = None if path is None else path.as_py()
+        name = path.split("/")[-1] if isinstance(path, str) else ""
         if not (is_plain(name) and is_image(name)):
             name = f"{self._places[index]:08d}.jpg"
         return f"{self.identities[self.labels[index]]}/{name}"
@@ -155,9 +156,7 @@ class _Groups:
         """Return which pictures are read together, and how many groups memory holds."""
         if self.files[0].path.suffix == ".arrow":
             return None
-        sizes = [
-            self.files[i].size(j, self._columns[i][0]) for i, j in islice(self._place, 0, 1000)
-        ]
+        sizes = [self.files[i].size(j) for i, j in islice(self._place, 0, 1000)]
         return Pieces(groups, max(1, int(_KEPT / max(1, np.mean(sizes)))))
 
 
