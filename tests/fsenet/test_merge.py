@@ -127,9 +127,9 @@ def test_numbers_mean_nothing_elsewhere(tmp_path):
 )
 def test_properties(tmp_path_factory, sets, names):
     """Against a loop over all pictures of all sources."""
-    root, expected, sources = tmp_path_factory.mktemp("sets"), [], []
+    root, expected, sources = tmp_path_factory.getbasetemp(), [], []
     for number, people in enumerate(sets, 1):
-        path = root / f"{number}.zip"
+        path = root / f"merged{number}.zip"
         with zipfile.ZipFile(path, "w") as archive:
             for name, count in people.items():
                 for i in range(count):

@@ -116,7 +116,7 @@ def test_ours_reads_webdataset(tmp_path):
     st.floats(0, 1e9),
 )
 def test_members_are_tarfiles(tmp_path_factory, layout, files, mtime):
-    path = tmp_path_factory.mktemp("tars") / "a.tar"
+    path = tmp_path_factory.getbasetemp() / "members.tar"
     with tarfile.open(path, "w:", format=layout) as archive:
         for name, size in files:
             member = tarfile.TarInfo(name)
