@@ -3,7 +3,7 @@
     python benchmarks/loading.py                     # 3,000 drawn faces as JPEG, 0, 1 and 2 workers
     python benchmarks/loading.py --faces lfw112.zip  # pictures of your own
 
-Every way reads the same pictures in the same shuffled order, decodes them with Pillow into uint8
+Every way reads the same pictures, shuffled as in training, decodes them with Pillow into uint8
 tensors and stacks batches of 64. The ways take turns; the median of five rounds is printed. The
 files are in the system's cache, so it is not the disk that is measured.
 """
@@ -21,16 +21,27 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "examples/fsenet"
 sys.path[:0] = [str(RECIPE)]
 
+import pyarrow as pa
 import torch
+from data.batches import shuffled
 from data.pictures import open_pictures
 from data.procedural import ProceduralFaces
 from PIL import Image
+from pyarrow import parquet
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor
 
 ROUNDS = 5
-FORMATS = ("folder", "zip", "tar", "rec")
+TARGETS = {
+    "folder": "folder",
+    "zip": "a.zip",
+    "tar": "a.tar",
+    "rec": "rec/train.rec",
+    "shards": "shards-%06d.tar",
+    "parquet": "a.parquet",
+    "arrow": "arrow",
+}
 
 
 def main() -> None:
@@ -70,19 +81,23 @@ def draw(folder: Path, count: int) -> Path:
 
 def readers(source: Path, folder: Path) -> dict[str, Dataset]:
     """Convert the pictures to every format and open them."""
-    targets = {"zip": "a.zip", "tar": "a.tar", "rec": "rec/train.rec", "folder": "folder"}
     (folder / "rec").mkdir()
-    for target in targets.values():
+    for target in (target for name, target in TARGETS.items() if name != "arrow"):
         command = [sys.executable, str(RECIPE / "data/convert.py"), source, folder / target]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    found: dict[str, Dataset] = {x: open_pictures(folder / targets[x]) for x in FORMATS}
+    (folder / "arrow").mkdir()  # as `save_to_disk` of Hugging Face's datasets leaves it
+    table = parquet.read_table(folder / "a.parquet")
+    with pa.ipc.new_stream(folder / "arrow/data-00000-of-00001.arrow", table.schema) as writer:
+        writer.write_table(table, 1000)
+    found: dict[str, Dataset] = {name: open_pictures(folder / x) for name, x in TARGETS.items()}
     read: Callable[[str], Image.Image] = lambda path: Image.open(path).convert("RGB")  # noqa: E731
     return {"torchvision": ImageFolder(folder / "folder", PILToTensor(), loader=read)} | found
 
 
 def seconds(pictures: Dataset, workers: int) -> float:
     """Return how long one pass takes, from the first batch on: workers have started by then."""
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
+    pieces = getattr(pictures, "pieces", None)  # torchvision's have none
+    order = shuffled(len(pictures), torch.Generator().manual_seed(0), pieces).tolist()
     batches = iter(DataLoader(pictures, batch_size=64, sampler=order, num_workers=workers))
     first, _ = next(batches)
     began, count = time.perf_counter(), 0

@@ -27,9 +27,10 @@ class Options:
         output: the run's folder; by default the next free `runs/<profile>-<number>`.
         resume: go on with `output`, or with the newest run of the profile.
         seed: of everything that is random.
-        faces: a folder, zip or tar of `<identity>/<image>`, or insightface's `train.rec`; by
-            default faces are drawn.
+        faces: pictures of people, in one or several of the formats of docs/recipe.md; by default
+            faces are drawn.
         min_images: people of `--faces` with fewer pictures do not train.
+        damaged: pictures of `--faces` that may be, in each process; one more ends the run.
         parsing: a folder or zip of `images/` and `labels/` on which the parser is scored too.
         parser: `train` it first, or take the `pretrained` one that partlocal ships.
         parser_options: how the parser is built and trained.
@@ -70,8 +71,9 @@ class Options:
     output: Path | None = None
     resume: bool = False
     seed: int = 0
-    faces: Path | None = None
+    faces: tuple[Path, ...] = ()
     min_images: int = 1
+    damaged: int = 0
     parsing: Path | None = None
     parser: Literal["train", "pretrained"] = "train"
     parser_options: ParserOptions = field(default_factory=small_parser)

@@ -31,7 +31,7 @@ WHERE = ("output", "resume")  # options that say where a run is, and nothing abo
 # on resuming: no weight depends on these, but by rounding and through BatchNorm's statistics
 MAY_CHANGE = (
     *("processes", "accumulate", "compile", "workers", "tensorboard"),
-    *("parsing", "score", "export", "test_time"),
+    *("parsing", "score", "export", "test_time", "damaged"),
 )
 
 

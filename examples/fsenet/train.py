@@ -24,7 +24,7 @@ from data.augment import augment
 from data.batches import BatchPlan, load_batches
 from data.faces import TEST_FROM, DrawnFaces, TrainingSet, draw_faces, drawn_sets, picture_sets
 from data.parsing_layouts import open_parsing_set
-from data.pictures import open_pictures
+from data.pictures import reader_of
 from data.shortcuts import shortcut_accuracies
 from describe import describe
 from energy import energy_shares
@@ -70,8 +70,8 @@ def main(options: Options, place: Workplace) -> None:
     """Run the three stages and write what they leave."""
     laps, stages = Laps(), dict[str, Fitted]()
     sets = None
-    if options.faces is not None:
-        sets = picture_sets(options.faces, options.seed, options.min_images)
+    if options.faces:
+        sets = picture_sets(options.faces, options.seed, options.min_images, options.damaged)
         check_batch("--batch-size", options.batch_size, len(sets[0].dataset))
     others = range(TEST_FROM, TEST_FROM + options.test_identities)
     drawn_test = draw_faces(options.seed, others, options.test_samples)
@@ -118,7 +118,7 @@ def main(options: Options, place: Workplace) -> None:
     numbers, tests, scores = measure(arms, test)
     energy["after training"] = energy_shares(net, test.images, somebody, place)
     shortcuts = {}
-    if options.faces is None:
+    if not options.faces:
         pictures = drawn_test.images.permute(0, 2, 3, 1).numpy()
         labels = drawn_test.labels.numpy()
         shortcuts = shortcut_accuracies(pictures, labels, test.pairs, options.seed)
@@ -128,6 +128,7 @@ def main(options: Options, place: Workplace) -> None:
     baseline.save_pretrained(place.folder / "baseline")
     metrics = {
         "protocol": test.flags,
+        "damaged": train.damage.count,
         "config": plain(options),
         "versions": versions(),
         "precision": place.precision,
@@ -147,17 +148,17 @@ def main(options: Options, place: Workplace) -> None:
 
 def check(options: Options) -> None:
     """Refuse what would fail only after minutes, or silently be something else."""
-    if options.profile == "lfw" and options.faces is None:
+    if options.profile == "lfw" and not options.faces:
         raise ValueError("--profile lfw needs --faces: LFW as a folder or zip with its lists")
-    if options.faces is not None:
-        open_pictures(options.faces)
+    for path in options.faces:
+        reader_of(path)
     if options.parsing is not None:
         open_parsing_set(f"{options.parsing}:{PARSING_SPLIT}")
     if not timm.is_model(options.backbone):
         raise ValueError(f"--backbone: timm knows no {options.backbone!r}; see docs/backbones.md")
     check_numbers(options)
     drawn = options.identities * options.samples
-    pictures = drawn if options.faces is None else None
+    pictures = None if options.faces else drawn
     check_batch("--batch-size", options.batch_size, pictures, options.accumulate)
     if options.tensorboard:
         check_tensorboard()

@@ -104,13 +104,13 @@ def check_held_out(train, test, people):
 def test_a_folder_of_pictures(tmp_path, samples):
     """130 people of whom 60 test, with as few as two pictures each."""
     path = make(tmp_path / "faces.zip", 130, samples)
-    train, test = picture_sets(path, seed=0)
+    train, test = picture_sets([path], seed=0)
     check_held_out(train, test, 130)
     assert train.images.shape[2:] == test.images.shape[2:] == (112, 112)
     assert test.flags["identities"] == len(owners(test.images)) == 60
     assert len(test.pairs.same) == 10 * {2: 12, 5: 120}[samples]
     assert test.lfw is None
-    again, other = picture_sets(path, seed=0)[1], picture_sets(path, seed=1)[1]
+    again, other = picture_sets([path], seed=0)[1], picture_sets([path], seed=1)[1]
     assert again.names == test.names
     assert np.array_equal(again.pairs.first, test.pairs.first)
     assert set(other.names) != set(test.names)
@@ -118,7 +118,7 @@ def test_a_folder_of_pictures(tmp_path, samples):
 
 def test_people_with_one_picture_only_train(tmp_path):
     path = make(tmp_path / "faces.zip", 140, [1 if i % 2 else 4 for i in range(140)])
-    train, test = picture_sets(path, seed=0)
+    train, test = picture_sets([path], seed=0)
     check_held_out(train, test, 140)
     assert {i % 2 for i in owners(test.images)} == {0}
 
@@ -127,7 +127,7 @@ def test_of_many_people_some_test(tmp_path, monkeypatch):
     """Their pictures are held in memory, so of a large set a tenth would be too many."""
     path = make(tmp_path / "faces.zip", 640, 2)
     monkeypatch.setattr(faces, "MAX_TESTED", 62)
-    train, test = picture_sets(path, seed=0)
+    train, test = picture_sets([path], seed=0)
     assert (train.num_identities, test.flags["identities"]) == (640 - 62, 62)
 
 
@@ -137,9 +137,9 @@ def test_streamed(tmp_path, monkeypatch):
     They are 4x4 in the zip and, held or streamed, 112x112 for the network.
     """
     path = make(tmp_path / "faces.zip", 121, 2)
-    held, _ = picture_sets(path, seed=0)
+    held, _ = picture_sets([path], seed=0)
     monkeypatch.setattr(faces, "IN_MEMORY", 100)
-    streamed, _ = picture_sets(path, seed=0)
+    streamed, _ = picture_sets([path], seed=0)
     assert streamed.images is None
     assert streamed.num_identities == held.num_identities
     assert len(streamed.dataset) == len(held.dataset) == 2 * 61
@@ -151,7 +151,7 @@ def test_streamed(tmp_path, monkeypatch):
 
 def test_lfws_lists_decide(tmp_path, lfw_like):
     """Folds 8 and 9 test, everybody else trains; the pairs are the lists', in their order."""
-    train, test = picture_sets(lfw_like(tmp_path / "lfw.zip"), seed=0)
+    train, test = picture_sets([lfw_like(tmp_path / "lfw.zip")], seed=0)
     assert {name.split("/")[0] for name in test.names} == {f"P{i:03}" for i in range(16, 20)}
     assert train.num_identities == 18
     near = {round(int(red) / 10) for red in owners(train.images)}
@@ -186,10 +186,10 @@ def test_errors(tmp_path):
     path = make(tmp_path / "few.zip", 119, 2)
     message = r"few.zip has 119 identities, 119 of them with two pictures or more: testing needs 60"
     with pytest.raises(ValueError, match=message):
-        picture_sets(path, 0)
+        picture_sets([path], 0)
     path = make(tmp_path / "single.zip", 130, 1)
     with pytest.raises(ValueError, match="has 130 identities, 0 of them with two pictures"):
-        picture_sets(path, 0)
+        picture_sets([path], 0)
     for people, samples, found in ((19, 4, "6 genuine and 0"), (30, 1, "0 genuine and 3")):
         message = f"a fold of 10 has {found} impostor pairs; it needs two people"
         with pytest.raises(ValueError, match=message):
@@ -209,7 +209,7 @@ def test_lfw_in_another_format(tmp_path, lfw_like):
     """The lists name JPEGs; aligned copies are often PNGs."""
     original = lfw_like(tmp_path / "original.zip")
     path = changed_copy(original, tmp_path / "lfw.zip", lambda name: name.replace(".jpg", ".png"))
-    _, test = picture_sets(path, 0)
+    _, test = picture_sets([path], 0)
     assert test.names[test.pairs.first[0]] == "P016/P016_0001.png"
 
 
@@ -220,13 +220,13 @@ def test_lfw_lacks_a_picture(tmp_path, lfw_like):
     )
     message = r"lfw.zip holds no picture P018/P018_0002, which the pairs name: add it"
     with pytest.raises(ValueError, match=message):
-        picture_sets(path, 0)
+        picture_sets([path], 0)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not LFW.exists(), reason="needs LFW at 112x112")
 def test_lfw():
-    train, test = picture_sets(LFW, seed=0)
+    train, test = picture_sets([LFW], seed=0)
     tested = {name.split("/")[0] for name in test.names}
     with zipfile.ZipFile(LFW) as archive:
         everybody = {name.split("/")[-2] for name in archive.namelist() if name.endswith(".jpg")}

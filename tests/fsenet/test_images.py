@@ -109,7 +109,8 @@ def test_processes(tmp_path, method):
 
 def test_decode_all(tmp_path):
     folder = IdentityFolder(make(tmp_path / "faces.zip", pictures()))
-    decoded = decode_all(folder, progress=False)
+    same, decoded = decode_all(folder, progress=False)
+    assert same is folder
     assert decoded.shape == (3, 3, 6, 4)
     assert decoded.is_contiguous(memory_format=torch.channels_last)
     for index in range(3):
@@ -130,7 +131,8 @@ def test_sizes(tmp_path):
     files = {"A/1.png": buffer.getvalue(), "B/1.png": encode((9, 8, 7), (5, 5))}
     path = make(tmp_path / "faces.zip", files | {"C/1.png": encode((1, 2, 3), (16, 16))})
     folder = IdentityFolder(path, size=16)
-    decoded = decode_all(folder, progress=False)
+    same, decoded = decode_all(folder, progress=False)
+    assert same is folder
     assert decoded.shape == (3, 3, 16, 16)
     for index in range(3):
         assert torch.equal(decoded[index], folder[index][0])

@@ -245,7 +245,7 @@ def test_options():
     assert parse_options([]) == DEFAULT
     assert parse_options(["--profile=paper"]) == PROFILES["paper"]
     assert all(profile.profile == name for name, profile in PROFILES.items())
-    a, b = having(resume=True, output=Path("x")), having(faces=Path("x"))
+    a, b = having(resume=True, output=Path("x")), having(faces=(Path("x"),))
     assert plain(a) == plain(DEFAULT) != plain(b)
     assert json.loads(json.dumps(plain(b))) == plain(b)
 

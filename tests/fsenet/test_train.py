@@ -85,7 +85,7 @@ def test_bad_input(tmp_path):
         "missing": [
             "--faces",
             "nowhere",
-            "nowhere does not exist: pass a folder, a .zip or a .tar",
+            "nowhere does not exist: pass pictures of people",
         ],
         "corrupt": ["--faces", str(junk), "junk.zip is no zip file, or a damaged one"],
         "truncated": ["--faces", str(truncated), "truncated.zip:P7"],
@@ -286,7 +286,7 @@ def test_two_processes(tmp_path):
         process = start(["--output", "bad", "--faces", "nowhere"], tmp_path, log, ranks=2)
         assert process.wait(300) != 0
     text = (tmp_path / "wrong.txt").read_text()
-    assert "error: nowhere does not exist: pass a folder, a .zip or a .tar" in text
+    assert "error: nowhere does not exist: pass pictures of people" in text
     assert not (tmp_path / "bad").exists()
 
 

@@ -7,13 +7,14 @@ are refused, and sizes are checked before anything is unpacked.
 import os
 import re
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from data.tars import DamagedTar, tar_members
 
 MAX_BYTES = 64 * 2**20  # a member or file: no face picture is larger
 _MAX_DEPTH = 8
@@ -72,8 +73,7 @@ class Source:
         else:
             names = list(_walk(self.path))
         for name in names if self._packed else ():
-            parts = re.split(r"[/\\]", name)
-            if ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in name:
+            if leads_out(name):
                 raise ValueError(
                     f"{self.path} holds the unsafe name {name!r}, which leads out of the "
                     "archive: do not use it, or pack it again with relative names"
@@ -144,13 +144,34 @@ class Source:
 def _members(path: Path) -> dict[str, tuple[int, int]]:
     """Return where each file of a tar lies."""
     try:
-        with tarfile.open(path, "r:") as archive:
-            files = [member for member in archive if member.isreg() and not member.issparse()]
-    except tarfile.TarError as error:
+        with open(path, "rb") as file:
+            return {name: (offset, size) for name, offset, size in tar_members(file)}
+    except DamagedTar as error:
         raise ValueError(
             f"{path} is no plain tar file, or a damaged one ({error}): unpack what is compressed"
         ) from None
-    return {member.name.removeprefix("./"): (member.offset_data, member.size) for member in files}
+
+
+def leads_out(name: str) -> bool:
+    """Tell whether a name would be written outside of the folder that it is unpacked into.
+
+    >>> leads_out("Ann/1.jpg"), leads_out("Ann/../../1.jpg"), leads_out("C:/1.jpg")
+    (False, True, True)
+    """
+    parts = re.split(r"[/\\]", name)
+    return ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in name
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether a name can be that of one file or folder, and one that is not hidden.
+
+    >>> is_plain("Ann"), is_plain("Ann/1"), is_plain(".."), is_plain("")
+    (True, False, False, False)
+    """
+    hidden = name.startswith(".") or name == "__MACOSX"
+    slashes = "/" in name or "\\" in name
+    # what is not printable may not even be a character that a file's name can hold
+    return not (slashes or hidden or leads_out(name)) and name.isprintable() and len(name) <= 200
 
 
 def _walk(root: Path) -> list[str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.augment import NUMBERS
+from data.images import Pieces
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,12 @@ class StepSampler(Sampler[list[int]]):
         length: of the data set.
         plan: sizes and seed.
         first: the step to begin at, which is how a run is resumed.
+        pieces: see `shuffled`.
     """
 
-    def __init__(self, length: int, plan: BatchPlan, first: int = 0) -> None:
+    def __init__(
+        self, length: int, plan: BatchPlan, first: int = 0, pieces: Pieces | None = None
+    ) -> None:
         if plan.batch_size % (plan.world * plan.accumulate):
             raise ValueError(
                 f"batch_size must be a multiple of {plan.world} processes x {plan.accumulate} "
@@ -60,7 +64,7 @@ class StepSampler(Sampler[list[int]]):
                 f"batch_size must be at most the number of pictures, {length}; "
                 f"got {plan.batch_size}"
             )
-        self.length, self.plan, self.first = length, plan, first
+        self.length, self.plan, self.first, self.pieces = length, plan, first, pieces
 
     def __len__(self) -> int:
         return (self.plan.steps - self.first) * self.plan.accumulate
@@ -72,11 +76,29 @@ class StepSampler(Sampler[list[int]]):
         for step in range(self.first, self.plan.steps):
             if step // steps_per_epoch != epoch:
                 epoch = step // steps_per_epoch
-                order = torch.randperm(self.length, generator=generator(self.plan.seed, epoch))
+                rng = generator(self.plan.seed, epoch)
+                order = shuffled(self.length, rng, self.pieces)
             begin = (step % steps_per_epoch) * size
             batch = order[begin : begin + size]
             for micro in range(self.plan.accumulate):
                 yield batch[self.plan.share(micro)].tolist()
+
+
+def shuffled(length: int, rng: torch.Generator, pieces: Pieces | None = None) -> Tensor:
+    """Return all indices in a random order, n.
+
+    Args:
+        length: of the data set.
+        rng: the same state gives the same order.
+        pieces: when pictures are read together, whole pieces are shuffled, and then the pictures
+            of so many of them as memory holds: each piece is read once by everybody who needs it.
+    """
+    order = torch.randperm(length, generator=rng)
+    if pieces is None:
+        return order
+    _, piece = torch.from_numpy(pieces.number).unique(return_inverse=True)
+    window = torch.randperm(int(piece.max()) + 1, generator=rng) // pieces.together
+    return order[window[piece[order]].argsort(stable=True)]
 
 
 def generator(*key: int) -> torch.Generator:
@@ -117,7 +139,12 @@ def load_batches(
     """
     loader = DataLoader(
         dataset,
-        batch_sampler=StepSampler(len(dataset), plan, first),  # type: ignore[arg-type]
+        batch_sampler=StepSampler(
+            len(dataset),  # type: ignore[arg-type]
+            plan,
+            first,
+            getattr(dataset, "pieces", None),
+        ),
         num_workers=plan.workers,
         pin_memory=torch.cuda.is_available(),
         # without one of its own the loader draws from the main generator, and a run that is

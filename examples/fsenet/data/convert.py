@@ -2,12 +2,17 @@
 
     python examples/fsenet/data/convert.py faces/ train.rec
     python examples/fsenet/data/convert.py ms1m-retinaface-t1/ faces.zip
-    python examples/fsenet/data/convert.py lfw112.zip lfw112.tar --damaged 3
+    python examples/fsenet/data/convert.py lfw112.zip lfw-%06d.tar --damaged 3
+    python examples/fsenet/data/convert.py a.parquet b.zip all.tar --identity-list same.tsv
 
-Reads and writes a folder, zip or tar of `<identity>/<image>`, and insightface's `.rec`. The bytes
-of every picture stay as they are. A picture that cannot be decoded is named and left out, up to
-`--damaged` of them. At the end what was written is read again and compared. A `.rec` holds no
-names: from one, identities are called by their number and pictures by their key.
+Reads and writes a folder, zip or tar of `<identity>/<image>`, insightface's `.rec`, WebDataset's
+shards (`%06d` stands for their numbers) and Hugging Face's Parquet. The bytes of every picture stay
+as they are. A picture that cannot be decoded is named and left out, up to `--damaged` of them. At
+the end what was written is read again and compared. A `.rec` holds no names: from one, identities
+are called by their number and pictures by their key.
+
+Several sources become one, see merge.py. What is shuffled in a Parquet file is slow to sort: write
+a `.rec` from it by way of a tar.
 """
 
 import hashlib
@@ -21,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -29,9 +35,14 @@ from limits import check_numbers
 from tqdm import tqdm
 
 from data.archives import DamagedImage
+from data.batches import generator, shuffled
+from data.damage import Damage
+from data.file_sets import files_of, is_numbered
 from data.images import IdentityPictures, load_rgb
-from data.pictures import enough_images, open_pictures
+from data.pictures import enough_images, open_pictures, open_sources
 from data.records import write_identities
+from data.shards import write_shards
+from data.tables import write_table
 
 Item = tuple[str, bytes]  # `<identity>/<image>`, and the encoded picture
 
@@ -41,63 +52,111 @@ class Arguments:
     """Convert pictures of people.
 
     Args:
-        source: a folder, zip, tar or `.rec`; or the folder that holds `train.rec`.
-        target: the same by its suffix, a folder without one; must not exist.
+        paths: of one or several sources, each in any of the formats; and last of the target, a
+            format by its suffix, a folder without one, which must not exist.
         damaged: pictures that may be left out.
         min_images: leave out identities with fewer pictures.
+        identity_list: a file of `identity <tab> name`, or `-` to leave somebody out.
+        deduplicate: leave out pictures whose bytes another one of the same identity has.
     """
 
-    source: Annotated[Path, tyro.conf.Positional]
-    target: Annotated[Path, tyro.conf.Positional]
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
     damaged: int = 0
     min_images: int = 1
+    identity_list: Path | None = None
+    deduplicate: bool = False
 
 
 def main(arguments: Arguments) -> None:
     """Write, read again, compare."""
     check_numbers(arguments)
-    source, target = arguments.source, arguments.target
+    *sources, target = arguments.paths or [Path()]
+    if not sources:
+        raise ValueError("expected a source and a target: name both")
     for path in written_to(target):
         if path.exists() or path.is_symlink():
             raise FileExistsError(f"{path} exists: name another target, or remove it")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is no folder: make it first")
-    write = WRITERS.get(target.suffix)
-    if write is None:
-        raise ValueError(f"{target} must end in .rec, .zip or .tar, or have no suffix: a folder")
-    pictures = enough_images(open_pictures(source), arguments.min_images)
-    reader = Reader(pictures, arguments.damaged)
+    numbers = "%d" if "%" in target.name else ""
+    write = WRITERS.get(numbers + target.suffix)
+    if write is None or (is_numbered(target) and not numbers):
+        raise ValueError(
+            f"{target}: expected a folder, or one of {' '.join(filter(None, WRITERS))}"
+        )
+    damage = Damage(arguments.damaged)
+    pictures = open_sources(sources, damage=damage, identity_list=arguments.identity_list)
+    if arguments.deduplicate:
+        pictures = without_duplicates(pictures)
+    pictures = enough_images(pictures, arguments.min_images)
+    reader = Reader(pictures, order_for(target, pictures))
     try:
         write(target, reader)
         check(target, reader.written)
     except BaseException:
         remove(target)
         raise
-    lost = f", {len(reader.lost)} damaged left out" if reader.lost else ""
+    lost = f", {damage.count} damaged left out" if damage.count else ""
     print(f"{target}: {reader.written}{lost}; read again, equal")
 
 
+def without_duplicates(pictures: IdentityPictures) -> IdentityPictures:
+    """Return the pictures without those whose bytes an earlier one of the same identity has."""
+    hashes = np.empty((len(pictures), 2), dtype=np.int64)
+    for index in tqdm(range(len(pictures)), desc="comparing", unit="picture"):
+        try:
+            data = pictures.read(index)
+        except DamagedImage:  # which is counted when it is to be written
+            data = f"picture {index}".encode()
+        number = int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
+        hashes[index] = pictures.labels[index], number
+    first = np.sort(np.unique(hashes, axis=0, return_index=True)[1])
+    print(
+        f"--deduplicate: {len(pictures) - len(first)} of {len(pictures)} pictures left out",
+        file=sys.stderr,
+    )
+    return pictures.take(first)
+
+
+def order_for(target: Path, pictures: IdentityPictures) -> list[int]:
+    """Return the order in which pictures are written to a target.
+
+    A .rec is sorted by identity. Shards and Parquet files are shuffled, for those who read them
+    from their beginning. Anything else takes pictures as they come, which is fastest.
+    """
+    if target.suffix == ".rec":
+        return pictures.labels.argsort(kind="stable").tolist()
+    if is_numbered(target) or target.suffix == ".parquet":
+        return shuffled(len(pictures), generator(0), pictures.pieces).tolist()
+    return list(range(len(pictures)))
+
+
 class Summary:
-    """What a set of pictures holds, in its order: how many, and a hash of bytes and owners."""
+    """What a set of pictures holds: the pictures of each identity, in whichever order."""
 
     def __init__(self) -> None:
-        self.pictures = self.people = 0
-        self._last: int | None = None
-        self._hash = hashlib.sha256()
+        self._people: dict[int, list[int]] = {}
 
     def add(self, label: int, data: bytes) -> None:
-        """Take note of a picture; those of an identity come in a row."""
-        self.people += label != self._last
-        self.pictures, self._last = self.pictures + 1, label
-        self._hash.update(f"{self.people} {len(data)} ".encode() + data)
+        """Take note of a picture."""
+        digest = int.from_bytes(hashlib.sha256(data).digest(), "big")
+        person = self._people.setdefault(label, [0, 0])
+        person[0] += 1
+        person[1] = (person[1] + digest) % 2**256
+
+    @property
+    def _people_in_order(self) -> list[list[int]]:
+        """Leave out the numbers: they have gaps where nothing of somebody could be read."""
+        return [self._people[label] for label in sorted(self._people)]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Summary) and self._hash.digest() == other._hash.digest()
+        return isinstance(other, Summary) and self._people_in_order == other._people_in_order
 
     __hash__ = None
 
     def __str__(self) -> str:
-        return f"{self.pictures} pictures of {self.people} identities"
+        pictures = sum(count for count, _ in self._people.values())
+        return f"{pictures} pictures of {len(self._people)} identities"
 
 
 class Reader(Iterable[Item]):
@@ -105,61 +164,81 @@ class Reader(Iterable[Item]):
 
     Args:
         pictures: the set.
-        budget: how many may be damaged.
+        order: of its pictures.
     """
 
-    def __init__(self, pictures: IdentityPictures, budget: int) -> None:
-        self.pictures, self.budget = pictures, budget
+    def __init__(self, pictures: IdentityPictures, order: Iterable[int]) -> None:
+        self.pictures, self.order = pictures, order
         self.written = Summary()
-        self.lost: list[str] = []
 
     def __iter__(self) -> Iterator[Item]:
         pictures = self.pictures
-        # A .rec is sorted by identity; so is every folder, and flat ones are brought into order.
-        for index in tqdm(pictures.labels.argsort(kind="stable"), desc="writing", unit="picture"):
+        for index in tqdm(self.order, desc="writing", unit="picture"):
             try:
                 data = pictures.read(index)
                 load_rgb(data, pictures.where(index))
+                name = pictures.name(index)
             except DamagedImage as error:
-                self.lost.append(str(error))
-                print(f"left out: {error}", file=sys.stderr)
-                if len(self.lost) > self.budget:
-                    raise ValueError(
-                        f"{len(self.lost)} damaged pictures, and --damaged allows {self.budget}"
-                    ) from None
+                pictures.damage.add(error)
                 continue
             self.written.add(int(pictures.labels[index]), data)
-            yield pictures.name(index), data
+            yield name, data
 
 
-def write_folder(target: Path, items: Iterable[Item]) -> None:
+def write_folder(target: Path, items: Reader) -> None:
     """Write `<identity>/<image>` into a new folder."""
-    for name, data in items:
+    for name, data in unique_names(items):
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        with path.open("xb") as file:
+            file.write(data)
 
 
-def write_zip(target: Path, items: Iterable[Item]) -> None:
+def write_zip(target: Path, items: Reader) -> None:
     """Write a zip; encoded pictures are only stored, as they do not become smaller."""
     with zipfile.ZipFile(target, "x", zipfile.ZIP_STORED) as archive:
-        for name, data in items:
+        for name, data in unique_names(items):
             archive.writestr(zipfile.ZipInfo(name), data)
 
 
-def write_tar(target: Path, items: Iterable[Item]) -> None:
+def write_tar(target: Path, items: Reader) -> None:
     """Write a tar that is not compressed."""
     with tarfile.open(target, "x:") as archive:
-        for name, data in items:
+        for name, data in unique_names(items):
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
 
 
-WRITERS: dict[str, Callable[[Path, Iterable[Item]], None]] = {
+def unique_names(items: Iterable[Item]) -> Iterator[Item]:
+    """Put a number before the name of a picture that another of its identity has."""
+    seen: set[str] = set()
+    for name, data in items:
+        owner, image = name.split("/")
+        number, unique = 1, name
+        while unique in seen:
+            number += 1
+            unique = f"{owner}/{number}-{image}"
+        seen.add(unique)
+        yield unique, data
+
+
+def write_numbered(target: Path, items: Reader) -> None:
+    """Write WebDataset's shards."""
+    write_shards(target, items, items.pictures.identities)
+
+
+def write_parquet(target: Path, items: Reader) -> None:
+    """Write a table for Hugging Face's `datasets`."""
+    write_table(target, items, items.pictures.identities)
+
+
+WRITERS: dict[str, Callable[[Path, Reader], None]] = {
     "": write_folder,
     ".zip": write_zip,
     ".tar": write_tar,
+    "%d.tar": write_numbered,
+    ".parquet": write_parquet,
     ".rec": write_identities,
 }
 
@@ -171,14 +250,19 @@ def check(target: Path, written: Summary) -> None:
         ValueError: they differ.
     """
     found, again = open_pictures(target), Summary()
-    for index in tqdm(found.labels.argsort(kind="stable"), desc="comparing", unit="picture"):
+    for index in tqdm(range(len(found)), desc="comparing", unit="picture"):
         again.add(int(found.labels[index]), found.read(index))
     if again != written:
         raise ValueError(f"{target} holds {again}, other than written: is the disk damaged?")
 
 
 def written_to(target: Path) -> tuple[Path, ...]:
-    """Return all files that a target consists of."""
+    """Return all files that a target consists of, of numbered ones those that are there."""
+    if is_numbered(target):
+        try:
+            return tuple(files_of(target, target.suffix))
+        except FileNotFoundError:
+            return ()
     beside = (target.with_suffix(".idx"), target.with_name("property"))
     return (target, *(beside if target.suffix == ".rec" else ()))
 

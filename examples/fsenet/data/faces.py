@@ -1,7 +1,8 @@
-"""What a run trains and tests on: drawn faces, or pictures of a folder or zip."""
+"""What a run trains and tests on: drawn faces, or pictures that are read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
-from data.archives import Source
+from data.archives import DamagedImage, Source
 from data.batches import worker_errors
-from data.images import IdentityPictures, decode_all, load_rgb
-from data.pictures import enough_images, holds_records, open_pictures
+from data.damage import Damage
+from data.images import IdentityFolder, IdentityPictures, decode_all, load_rgb
+from data.pictures import enough_images, open_pictures, open_sources, reader_of
 from data.procedural import DRAWERS, ProceduralFaces
 
 TEST_FROM = 1_000_000  # drawn identities from here on are never trained on
@@ -62,11 +64,13 @@ class TrainingSet:
         dataset: items (image uint8 3 h w, identity, index).
         images: all of them `n 3 h w`, or None when they are streamed.
         num_identities: people.
+        damage: what was left out of pictures that were read.
     """
 
     dataset: Dataset[tuple[Tensor, ...]]
     images: Tensor | None
     num_identities: int
+    damage: Damage = field(default_factory=Damage)
 
 
 def draw_faces(seed: int, identities: range, samples: int, workers: int = DRAWERS) -> DrawnFaces:
@@ -101,8 +105,10 @@ def drawn_test_set(faces: DrawnFaces, seed: int) -> TestSet:
     return TestSet(faces.images, names, pairs, {**flags, "folds": 10, "pairs": len(pairs.same)})
 
 
-def picture_sets(path: Path, seed: int, min_images: int = 1) -> tuple[TrainingSet, TestSet]:
-    """Train on some people of a folder or zip and verify others.
+def picture_sets(
+    paths: Sequence[Path], seed: int, min_images: int = 1, damaged: int = 0
+) -> tuple[TrainingSet, TestSet]:
+    """Train on some people of one or several sources of pictures, and verify others.
 
     Pictures are faces brought to the recognition template; square ones of another size than 112
     are resized, others refused.
@@ -111,27 +117,31 @@ def picture_sets(path: Path, seed: int, min_images: int = 1) -> tuple[TrainingSe
     folds 8 and 9 test. Of any other set a tenth of the people with two pictures or more test, at
     least 60 and at most `MAX_TESTED`. People with fewer than `min_images` pictures do not train.
 
+    Up to `damaged` pictures may be. Of those that are held in memory they are left out; when
+    pictures are streamed, the next one of the set stands in, so that batches have their size.
+
     Raises:
-        DamagedImage: a picture that is not streamed cannot be decoded.
-        FileNotFoundError: `path` does not exist.
-        ValueError: it holds no pictures sorted by person, too few people, a picture that is not
-            square, or not those of LFW's lists.
+        FileNotFoundError: a source does not exist.
+        ValueError: there are no pictures sorted by person, too few people, too many damaged
+            pictures, one that is not square, or not those of LFW's lists.
     """
-    if not holds_records(path) and "pairs.txt" in Source(path):
-        protocol = LfwProtocol.read(path)
-        test = lfw_test_set(path, protocol, (8, 9))
-        train = open_pictures(path, protocol.train_identities((8, 9)), SIZE)
+    damage = Damage(damaged)
+    if len(paths) == 1 and reader_of(paths[0]) is IdentityFolder and "pairs.txt" in Source(*paths):
+        protocol = LfwProtocol.read(*paths)
+        test = lfw_test_set(*paths, protocol, (8, 9))
+        train = open_pictures(*paths, protocol.train_identities((8, 9)), SIZE, damage)
     else:
-        train, tested = _hold_out(path, seed)
+        train, tested = _hold_out(open_sources(paths, SIZE, damage), seed)
+        tested, images = decode_all(tested)
         pairs = draw_pairs(tested.labels, 300, seed)
         flags = {"name": "held-out identities", "seed": seed, "folds": 10}
         flags |= {"identities": len(tested.identities), "pairs": len(pairs.same)}
-        test = TestSet(decode_all(tested), tested.paths, pairs, flags)
+        test = TestSet(images, tested.paths, pairs, flags)
     train = enough_images(train, min_images)
-    labels = torch.from_numpy(train.labels)
     if len(train) <= IN_MEMORY:
-        return in_memory(decode_all(train), labels), test
-    return TrainingSet(_Streamed(train), None, len(train.identities)), test
+        train, images = decode_all(train)
+        return replace(in_memory(images, torch.from_numpy(train.labels)), damage=damage), test
+    return TrainingSet(_Streamed(train), None, len(train.identities), damage), test
 
 
 def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> TestSet:
@@ -162,7 +172,7 @@ def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> Tes
     flags |= {"pairs": len(index), "comparable_with_published": published}
     # all pairs of all of LFW's pictures are too many; of two folds they are 3.6 million
     lists = None if published else protocol
-    return TestSet(decode_all(pictures), pictures.paths, pairs, flags, lists)
+    return TestSet(decode_all(pictures)[1], pictures.paths, pairs, flags, lists)
 
 
 def bin_test_set(path: Path) -> TestSet:
@@ -195,32 +205,38 @@ def in_memory(images: Tensor, identities: Tensor) -> TrainingSet:
 
 
 class _Streamed(Dataset[tuple[Tensor, ...]]):
-    """Decode each picture when it is asked for."""
+    """Decode each picture when it is asked for; for a damaged one the next stands in."""
 
     def __init__(self, folder: IdentityPictures) -> None:
-        self.folder = folder
+        self.folder, self.pieces = folder, folder.pieces
+        folder.damage.share(len(folder))
 
     def __len__(self) -> int:
         return len(self.folder)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        image, identity = self.folder[index]
-        return image, torch.tensor(identity), torch.tensor(index)
+        for place in chain(range(index, len(self)), range(index)):
+            try:
+                image, identity = self.folder[place]
+            except DamagedImage as error:
+                self.folder.damage.add(error, place)
+            else:
+                return image, torch.tensor(identity), torch.tensor(place)
+        raise ValueError(f"{self.folder.path} holds no picture that can be decoded")
 
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _hold_out(path: Path, seed: int) -> tuple[IdentityPictures, IdentityPictures]:
-    everybody = open_pictures(path, size=SIZE)
+def _hold_out(everybody: IdentityPictures, seed: int) -> tuple[IdentityPictures, IdentityPictures]:
     names = np.array(everybody.identities)
     several = names[np.bincount(everybody.labels, minlength=len(names)) >= 2]
     count = min(max(60, len(several) // 10), MAX_TESTED)
     if len(several) < count or len(names) < 2 * count:
         raise ValueError(
-            f"{path} has {len(names)} identities, {len(several)} of them with two pictures or "
-            f"more: testing needs {count} of these, and as many others to train on"
+            f"{everybody.path} has {len(names)} identities, {len(several)} of them with two "
+            f"pictures or more: testing needs {count} of these, and as many others to train on"
         )
     tested = set(np.random.default_rng(seed).choice(several, count, replace=False).tolist())
     others = set(names.tolist()) - tested

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Collection
 from copy import copy
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.archives import DamagedImage, Source
+from data.damage import Damage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # of all that Pillow reads, EPS starts Ghostscript
@@ -46,6 +47,18 @@ def load_rgb(data: bytes, name: str = "picture") -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(_open_image(data, name).convert("RGB"))
 
 
+class Pieces(NamedTuple):
+    """Pictures that are read together, for shuffles that do not read each piece many times.
+
+    Args:
+        number: of the piece of each picture, n.
+        together: pieces that memory holds at a time.
+    """
+
+    number: Int[np.ndarray, " n"]
+    together: int
+
+
 class IdentityPictures(Dataset[tuple[Tensor, int]]):
     """Pictures and whose they are, wherever they lie; labels number the identities in order.
 
@@ -54,9 +67,10 @@ class IdentityPictures(Dataset[tuple[Tensor, int]]):
         identities: keep these alone; None keeps all.
         size: height and width that every picture is brought to when it is read (bilinear,
             antialiased); None leaves it as it is stored.
+        damage: how many pictures may be left out; by default none.
 
     Raises:
-        ValueError: an identity asked for is not there.
+        ValueError: an identity asked for is not there, or more pictures are damaged.
     """
 
     def __init__(
@@ -64,7 +78,9 @@ class IdentityPictures(Dataset[tuple[Tensor, int]]):
         path: str | Path,
         identities: Collection[str] | None = None,
         size: int | None = None,
+        damage: Damage | None = None,
     ) -> None:
+        self.damage = damage or Damage()
         self.path, names, self.labels = self._open(Path(path))
         self.identities, self.size = tuple(names), size
         self._places = np.arange(len(self.labels))  # of those kept, among all
@@ -85,6 +101,16 @@ class IdentityPictures(Dataset[tuple[Tensor, int]]):
         found._keep(identities)
         return found
 
+    def take(self, chosen: Int[np.ndarray, " m"]) -> Self:
+        """Return some of the pictures, their identities numbered anew.
+
+        Args:
+            chosen: their indices.
+        """
+        found = copy(self)
+        found._take(chosen)
+        return found
+
     def _keep(self, identities: Collection[str]) -> None:
         wanted = set(identities)
         if unknown := sorted(wanted - set(self.identities)):
@@ -93,9 +119,12 @@ class IdentityPictures(Dataset[tuple[Tensor, int]]):
                 + (f" and {len(unknown) - 1} other identities asked for" if unknown[1:] else "")
             )
         keep = np.array([name in wanted for name in self.identities])
-        kept = keep[self.labels]
-        self._places, self.labels = self._places[kept], (np.cumsum(keep) - 1)[self.labels[kept]]
-        self.identities = tuple(name for name in self.identities if name in wanted)
+        self._take(np.flatnonzero(keep[self.labels]))
+
+    def _take(self, chosen: Int[np.ndarray, " m"]) -> None:
+        used, self.labels = np.unique(self.labels[chosen], return_inverse=True)
+        self._places = self._places[chosen]
+        self.identities = tuple(self.identities[number] for number in used.tolist())
 
     @abstractmethod
     def read(self, index: int) -> bytes:
@@ -108,6 +137,11 @@ class IdentityPictures(Dataset[tuple[Tensor, int]]):
     @abstractmethod
     def where(self, index: int) -> str:
         """Return where one picture lies, as errors call it."""
+
+    @property
+    def pieces(self) -> Pieces | None:
+        """Which pictures are read together; None where each is read alone."""
+        return None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -194,7 +228,9 @@ class IdentityFolder(IdentityPictures):
         return f"{self.source.path}:{self._prefix}{self.name(index)}"
 
 
-def decode_all(folder: IdentityPictures, progress: bool = True) -> UInt8[Tensor, "n 3 h w"]:
+def decode_all(
+    folder: IdentityPictures, progress: bool = True
+) -> tuple[IdentityPictures, UInt8[Tensor, "n 3 h w"]]:
     """Decode a small set into memory: all of LFW at 112 is 500 MB and takes 7 s of one core.
 
     Args:
@@ -202,23 +238,33 @@ def decode_all(folder: IdentityPictures, progress: bool = True) -> UInt8[Tensor,
         progress: show a bar.
 
     Returns:
-        The pictures, channels last in memory.
+        What could be decoded, and it, channels last in memory.
 
     Raises:
-        DamagedImage: one cannot be decoded.
-        ValueError: sizes differ, or one cannot be brought to the folder's size.
+        ValueError: more are damaged than the folder allows, sizes differ, or one cannot be brought
+            to the folder's size.
     """
-    height, width = folder.load(0).shape[:2]
-    pictures = np.empty((len(folder), height, width, 3), dtype=np.uint8)
+    pictures, good = np.empty(0, dtype=np.uint8), list[int]()
     for index in tqdm(range(len(folder)), desc="decoding", disable=not progress):
-        picture = folder.load(index)
+        try:
+            picture = folder.load(index)
+        except DamagedImage as error:
+            folder.damage.add(error)
+            continue
+        if not good:
+            pictures = np.empty((len(folder), *picture.shape), dtype=np.uint8)
+        height, width = pictures.shape[1:3]
         if picture.shape != pictures.shape[1:]:
             raise ValueError(
                 f"{folder.name(index)} is {picture.shape[1]}x{picture.shape[0]} and "
-                f"{folder.name(0)} is {width}x{height}: pass size= to resize them"
+                f"{folder.name(good[0])} is {width}x{height}: pass size= to resize them"
             )
-        pictures[index] = picture
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+        pictures[len(good)] = picture
+        good.append(index)
+    if not good:
+        raise ValueError(f"{folder.path} holds no picture that can be decoded")
+    images = torch.from_numpy(pictures[: len(good)]).permute(0, 3, 1, 2)
+    return folder if len(good) == len(folder) else folder.take(np.array(good)), images
 
 
 def is_image(name: str) -> bool:

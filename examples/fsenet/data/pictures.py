@@ -1,36 +1,85 @@
 """Pictures of people, in whichever of the formats that the recipe reads."""
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data.damage import Damage
+from data.file_sets import is_numbered
 from data.images import IdentityFolder, IdentityPictures
+from data.merge import MergedPictures, read_identity_list
 from data.records import IdentityRecords
+from data.shards import IdentityShards, is_shard
+from data.tables import IdentityTable, holds_table
 
 
 def open_pictures(
-    path: str | Path, identities: Collection[str] | None = None, size: int | None = None
+    path: str | Path,
+    identities: Collection[str] | None = None,
+    size: int | None = None,
+    damage: Damage | None = None,
 ) -> IdentityPictures:
-    """Open a folder, zip or tar of `<identity>/<image>`, or insightface's `train.rec`.
+    """Open pictures of people in the format that `reader_of` finds.
 
     Args:
-        path: the folder, archive or `.rec`; or the folder that holds `train.rec`.
+        path: see `reader_of`.
         identities: keep these alone; None keeps all.
         size: height and width that every picture is brought to when it is read.
+        damage: how many pictures may be left out; by default none.
 
     Raises:
-        FileNotFoundError, ValueError: see `IdentityFolder` and `IdentityRecords`.
+        FileNotFoundError, ValueError: see the format's reader.
     """
-    reader = IdentityRecords if holds_records(path) else IdentityFolder
-    return reader(path, identities, size)
+    return reader_of(path)(path, identities, size, damage)
 
 
-def holds_records(path: str | Path) -> bool:
-    """Tell whether this is a `.rec`, or a folder with `train.rec`."""
+def open_sources(
+    paths: Sequence[Path],
+    size: int | None = None,
+    damage: Damage | None = None,
+    identity_list: Path | None = None,
+) -> IdentityPictures:
+    """Open one source of pictures, or several as one.
+
+    Args:
+        paths: of the sources, each in any format.
+        size, damage: see `open_pictures`; all sources share the number that is allowed.
+        identity_list: who is who in them, see `data/merge.py`.
+
+    Raises:
+        FileNotFoundError, ValueError: see the formats' readers, and `MergedPictures`.
+    """
+    damage = damage or Damage()
+    names = None if identity_list is None else read_identity_list(identity_list)
+    sources = [open_pictures(path, size=size, damage=damage) for path in paths]
+    return sources[0] if names is None and len(sources) == 1 else MergedPictures(sources, names)
+
+
+def reader_of(path: str | Path) -> type[IdentityPictures]:
+    """Return the reader of the format that a path holds.
+
+    Args:
+        path: a folder, zip or tar of `<identity>/<image>`; insightface's `.rec`, or the folder that
+            holds `train.rec`; a WebDataset shard, a folder of them, or their numbered names;
+            a Parquet or Arrow file of Hugging Face's `datasets`, a folder of them, or numbered.
+
+    Raises:
+        FileNotFoundError: there is nothing there.
+    """
     path = Path(path)
-    return path.suffix == ".rec" or (path / "train.rec").is_file()
+    if not (path.exists() or is_numbered(path)):
+        raise FileNotFoundError(f"{path} does not exist: pass pictures of people (docs/recipe.md)")
+    if path.suffix == ".rec" or (path / "train.rec").is_file():
+        return IdentityRecords
+    if holds_table(path):
+        return IdentityTable
+    if path.suffix == ".tar" and (is_numbered(path) or is_shard(path)):
+        return IdentityShards
+    if path.is_dir() and any(path.glob("*.tar")):
+        return IdentityShards
+    return IdentityFolder
 
 
 def enough_images(pictures: IdentityPictures, least: int) -> IdentityPictures:
