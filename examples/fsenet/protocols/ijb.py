@@ -17,7 +17,7 @@ import numpy as np
 from data.archives import Source
 from jaxtyping import Bool, Float, Int
 
-from partlocal.evaluation import auc, rank_k, tar_at_far, tpir_at_fpir
+from partlocal.evaluation import auc, standings, tar_at_far
 from protocols.templates import pair_scores, template_vectors
 
 Name = Literal["ijbb", "ijbc"]
@@ -145,14 +145,13 @@ class IjbProtocol:
         tpir: dict[str, list[np.ndarray]] = {mode: [] for mode in modes}
         hits, mated = np.zeros(len(RANKS)), 0
         for gallery in self.galleries.values():
-            scores = probes @ vectors[np.searchsorted(ids, gallery.templates)].T
-            who = (gallery.subjects, self.probes.subjects)
+            entries = vectors[np.searchsorted(ids, gallery.templates)]
+            found_in = standings(probes, entries, gallery.subjects, self.probes.subjects)
             for mode in modes:
-                tpir[mode].append(tpir_at_fpir(scores, *who, np.array(FPIRS), mode))
-            has = np.isin(self.probes.subjects, gallery.subjects)
-            mated += np.count_nonzero(has)
-            ranks = np.minimum(RANKS, len(gallery.subjects))
-            hits += has.sum() * rank_k(scores[has], gallery.subjects, who[1][has], ranks)
+                tpir[mode].append(found_in.tpir_at_fpir(np.array(FPIRS), mode))
+            has = np.count_nonzero(found_in.mated)
+            ranks = np.minimum(RANKS, found_in.entries)
+            mated, hits = mated + has, hits + has * found_in.of(found_in.mated).rank_k(ranks)
         found["tpir_at_fpir"] = {
             mode: dict(zip(map(str, FPIRS), np.mean(x, 0).tolist(), strict=True))
             for mode, x in tpir.items()
