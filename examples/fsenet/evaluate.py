@@ -15,14 +15,11 @@ not trained on people of LFW.
 """
 
 import sys
-import zipfile
-import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
-import numpy as np
 import torch
 import tyro
 from arms import measure
@@ -35,15 +32,29 @@ from data.faces import (
     lfw_test_set,
 )
 from describe import TestTime, describe
+from embeddings import read_embeddings
+from feature_protocols import (
+    MegafaceOptions,
+    evaluate_ijb,
+    evaluate_ijba,
+    evaluate_megaface,
+    evaluate_ytf,
+)
 from fit import Workplace
 from limits import check_numbers
 from machine import choose_precision, to_json, versions, write_json
 from model import load_network
-from protocols.ijb import IjbProtocol
+from protocols.ijba import Pooling
 from protocols.lfw import LfwProtocol
-from protocols.ytf import YtfProtocol
-from torch import Tensor
 from torch.nn import functional as F
+
+LISTS = {  # of the protocols that compare sets of pictures
+    "ijba": "verify_metadata_1.csv and the other lists",
+    "ijbb": "ijbb_face_tid_mid.txt and the other lists",
+    "ijbc": "ijbc_face_tid_mid.txt and the other lists",
+    "ytf": "splits.txt",
+    "megaface": "facescrub_features_list.json and the other lists",
+}
 
 
 @dataclass(frozen=True)
@@ -68,10 +79,12 @@ class Arguments:
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    protocol: Literal["procedural", "lfw", "bin", "ijbb", "ijbc", "ytf"]
+    protocol: Literal["procedural", "lfw", "bin", "ijba", "ijbb", "ijbc", "ytf", "megaface"]
     faces: Path | None = None
     unit_features: bool = False
     detector_scores: bool = True
+    pooling: Pooling = "faces"
+    megaface: MegafaceOptions = field(default_factory=MegafaceOptions)
     all_folds: bool = False
     output: Path | None = None
     seed: int = 0
@@ -85,11 +98,11 @@ def main(arguments: Arguments) -> None:
     """Describe the pictures, score the pairs, write the numbers."""
     check_numbers(arguments)
     check_paths(arguments)
-    if arguments.protocol in ("ijbb", "ijbc", "ytf"):
+    if arguments.protocol in LISTS:
         give(evaluate_features(arguments), arguments.output)
         return
     net = None
-    if arguments.checkpoint.suffix != ".npz":
+    if not holds_embeddings(arguments.checkpoint):
         net = load_network(arguments.checkpoint)
     test = load_test_set(arguments)
     made = {}
@@ -130,33 +143,36 @@ def evaluate_features(arguments: Arguments) -> dict[str, Any]:
     Raises:
         ValueError: there are none, or the lists are not there.
     """
-    name, path = arguments.protocol, arguments.faces
-    if path is None or arguments.checkpoint.suffix != ".npz":
+    name, path, features = arguments.protocol, arguments.faces, arguments.checkpoint
+    if path is None or not holds_embeddings(features):
         raise ValueError(
-            f"--protocol {name} needs an .npz of embeddings, and --faces: the folder that holds "
-            + ("splits.txt" if name == "ytf" else f"{name}_face_tid_mid.txt and the other lists")
+            f"--protocol {name} needs embeddings, and --faces: the folder that holds {LISTS[name]}"
         )
     if arguments.all_folds:
         raise ValueError("--all-folds is for --protocol lfw: leave it out")
-    flags: dict[str, Any] = {"name": name, "similarity": "cosine"}
+    unit = arguments.unit_features
     if name == "ytf":
-        videos = YtfProtocol.read(path)
-        names, features = load_embeddings(arguments.checkpoint)
-        flags |= {"list_sha256": videos.sha256, "video": "mean of unit frames, then L2"}
-        found: dict[str, Any] = videos.evaluate(names, features)
+        flags, found = evaluate_ytf(path, features)
+    elif name == "ijba":
+        flags, found = evaluate_ijba(path, features, unit, arguments.pooling)
+    elif name == "megaface":
+        flags, found = evaluate_megaface(path, features, arguments.megaface, arguments.seed)
     else:
-        lists = IjbProtocol.read(path, name)
-        features = read_embeddings(arguments.checkpoint, lists.names).numpy()
-        unit, detector = arguments.unit_features, arguments.detector_scores
-        how = {"feature_norm": "N0" if unit else "N1", "detector_score": "D1" if detector else "D0"}
-        flags |= how | {"list_sha256": lists.hashes, "media": "mean", "template": "sum, then L2"}
-        found = lists.evaluate(features, unit, detector)
+        flags, found = evaluate_ijb(name, path, features, unit, arguments.detector_scores)
     return {
-        "checkpoint": str(arguments.checkpoint),
-        "protocol": flags,
+        "checkpoint": str(features),
+        "protocol": {"name": name, "similarity": "cosine", **flags},
         "versions": versions(),
         "arms": {"embeddings": found},
     }
+
+
+def holds_embeddings(path: Path) -> bool:
+    """Tell embeddings, in a file or a folder, from a trained network."""
+    parts = (path, path / "facescrub", path / "megaface")
+    return path.suffix in (".npz", ".npy") or (
+        (path / "embeddings.npy").exists() or all(part.is_dir() for part in parts)
+    )
 
 
 def check_paths(arguments: Arguments) -> None:
@@ -201,55 +217,6 @@ def load_test_set(arguments: Arguments) -> TestSet:
     protocol = LfwProtocol.read(arguments.faces)
     folds = range(10) if arguments.all_folds else (8, 9)
     return lfw_test_set(arguments.faces, protocol, folds)
-
-
-def load_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
-    """Return names and embeddings as they are stored.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no .npz with as many different `names` as finite `embeddings`.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found, embeddings = arrays["names"], arrays["embeddings"]
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} holds no arrays 'embeddings' and 'names' ({error})") from None
-    if found.ndim != 1:
-        raise ValueError(f"{path}: names must be a list of strings; got {list(found.shape)}")
-    if embeddings.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: embeddings must be real numbers; got dtype {embeddings.dtype}")
-    names = list(map(str, found))
-    if len(set(names)) < len(names):
-        row = {name: number for number, name in enumerate(names)}
-        twice = next(name for number, name in enumerate(names) if row[name] != number)
-        raise ValueError(f"{path} holds two embeddings of {twice}")
-    if embeddings.ndim != 2 or len(names) != len(embeddings):
-        raise ValueError(
-            f"{path} must hold one embedding a picture, [n, d] with n = {len(names)} names; got "
-            f"{list(embeddings.shape)}"
-        )
-    return names, embeddings
-
-
-def read_embeddings(path: Path, names: tuple[str, ...]) -> Tensor:
-    """Return the embeddings of the named pictures, in their order and of their length.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: see `load_embeddings`, or a picture has none.
-    """
-    found, embeddings = load_embeddings(path)
-    row = {name: number for number, name in enumerate(found)}
-    if missing := [name for name in names if name not in row]:
-        raise ValueError(
-            f"{path}: {len(missing)} pictures of the protocol have no embedding, first "
-            f"{', '.join(missing[:5])}"
-        )
-    vectors = torch.from_numpy(embeddings[[row[name] for name in names]]).float()
-    if not torch.isfinite(vectors).all():
-        raise ValueError(f"{path} holds embeddings that are not finite")
-    return vectors
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ medium), `ijbc_name_5pts_score.txt` (face, five points, the detector's score),
 Source: Whitelam and others, CVPR workshops 2017, and Maze and others, ICB 2018.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from data.archives import Source
 from jaxtyping import Bool, Float, Int
 
 from partlocal.evaluation import auc, standings, tar_at_far
+from protocols.lists import ListFiles
 from protocols.templates import pair_scores, template_vectors
 
 Name = Literal["ijbb", "ijbc"]
@@ -25,7 +24,6 @@ GALLERIES: dict[str, tuple[str, str]] = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FPIRS = (1e-2, 1e-1)
 RANKS = (1, 5, 10)
-LARGEST = 2**30  # bytes of a list; the pairs of IJB-C have 0.25 GB
 
 
 class People(NamedTuple):
@@ -65,13 +63,13 @@ class IjbProtocol:
 
     @classmethod
     def read(cls, path: str | Path, name: Name) -> "IjbProtocol":
-        """Read the lists in a folder, zip or tar, at its top or in `meta/`.
+        """Read the lists in a folder, zip or tar, wherever they lie in it.
 
         Raises:
             FileNotFoundError: a list is not there.
             ValueError: a line is not as it should be, or lists do not belong together.
         """
-        lists = _Lists(Source(path), name)
+        lists = _Lists(path, name)
         faces = lists.rows("face_tid_mid.txt", 3)
         points = lists.rows("name_5pts_score.txt", 12)
         pairs = lists.numbers("template_pair_label.txt", 3)
@@ -159,20 +157,15 @@ class IjbProtocol:
         return found | {"rank": dict(zip(map(str, RANKS), (hits / mated).tolist(), strict=True))}
 
 
-class _Lists:
-    """Read the list files of a source, and remember their hashes."""
+class _Lists(ListFiles):
+    """The lists whose names begin with that of the protocol."""
 
-    def __init__(self, source: Source, name: str) -> None:
-        self.source, self.name = source, name
-        self.hashes: dict[str, str] = {}
+    def __init__(self, path: str | Path, name: str) -> None:
+        super().__init__(path)
+        self.name = name
 
-    def text(self, file: str) -> str:
-        for name in (f"{self.name}_{file}", f"meta/{self.name}_{file}"):
-            if name in self.source:
-                data = self.source.read(name, LARGEST)
-                self.hashes[name] = hashlib.sha256(data).hexdigest()
-                return data.decode("utf-8", errors="replace")
-        raise FileNotFoundError(f"{self.source.path} holds no {self.name}_{file}, nor in meta/")
+    def place(self, file: str) -> str:
+        return super().place(f"{self.name}_{file}")
 
     def rows(self, file: str, width: int, separator: str | None = None) -> list[list[str]]:
         rows = [line.split(separator) for line in self.text(file).splitlines() if line.strip()]
