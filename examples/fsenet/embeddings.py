@@ -38,13 +38,13 @@ class Stored:
                 f"{list(mapped.shape)} of {mapped.dtype}"
             )
         self.path, self.shape, self.dtype = path, mapped.shape, mapped.dtype
-        self._offset = mapped.offset
+        self.offset = mapped.offset  # of the first row, in bytes
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | Int[np.ndarray, " r"]) -> np.ndarray:
-        mapped = np.memmap(self.path, self.dtype, "r", self._offset, self.shape)
+        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
         return np.array(mapped[rows])
 
 

@@ -12,6 +12,7 @@ LIMITS = {  # of the options of every script: lowest and highest
     "samples": (1, MANY),
     "min_images": (1, MANY),
     "damaged": (0, MANY),
+    "flush_seconds": (0, MANY),
     "distractors": (1, MANY),
     "distractor_set": (1, MANY),
     "test_identities": (20, MANY),  # ten folds need two people each,

@@ -32,7 +32,8 @@ def world(name, seed=0):
         for x, some in zip(GALLERIES[name], (half[:12], half[12:24]), strict=True)
     }
     protocol = IjbProtocol(
-        tuple(f"{i}.jpg" for i in range(len(rows))), ids, media, rng.uniform(0.5, 1, len(rows)),
+        tuple(f"{i}.jpg" for i in range(len(rows))), ids, media,
+        rng.uniform(0, 99, (len(rows), 5, 2)).astype(np.float32), rng.uniform(0.5, 1, len(rows)),
         100 + first, 100 + second, first // 2 == second // 2, galleries,
         People(101 + half, half // 2), {},
     )  # fmt: skip
@@ -141,8 +142,12 @@ def test_errors(tmp_path):
     cases = {
         "face_tid_mid.txt": [
             (lambda s: s.replace("0.jpg", "9999.jpg", 1), "name_5pts_score.txt differ"),
-            (lambda s: s.replace(" ", " x", 1), "a list of faces holds no number"),
+            (lambda s: s.replace(" ", " x", 1), "ijbc_face_tid_mid.txt holds no number"),
             (lambda s: "one two\n" + s, "line 1 should have 3 fields; got 2"),
+        ],
+        "name_5pts_score.txt": [
+            (lambda s: s.replace(" ", " x", 1), "ijbc_name_5pts_score.txt holds no number"),
+            (lambda s: s.replace(" ", " 1 ", 1), "line 1 should have 12 fields; got 13"),
         ],
         "template_pair_label.txt": [
             (lambda s: s + "100 101 2\n", "has labels beside 0 and 1"),

@@ -33,7 +33,7 @@ class ListFiles:
         Raises:
             FileNotFoundError: nowhere.
         """
-        if file not in self._places:
+        if file not in self._places:  # not `in self`, which may mean another name
             raise FileNotFoundError(f"{self.source.path} holds no {file}")
         return self._places[file]
 
