@@ -89,7 +89,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Open network and pictures, describe, say what is there."""
-    check_numbers(arguments)
+    check_numbers(arguments.extraction)
     pictures = open_to_describe(arguments.faces)
     folder = extract(arguments.network, pictures, arguments.output, arguments.extraction)
     left = len(folder.todo())

@@ -86,7 +86,8 @@ class FeatureFolder:
         Raises:
             ValueError: a vector is not finite, or becomes so in the folder's precision.
         """
-        rows = vectors.astype(self._rows.stored.dtype)
+        with np.errstate(over="ignore"):  # which is refused below
+            rows = vectors.astype(self._rows.stored.dtype)
         if not np.isfinite(rows).all():
             bad = self.rows(batch)[int(np.argmin(np.isfinite(rows).all(1)))]
             raise ValueError(
@@ -201,9 +202,7 @@ def _wait_for(path: Path) -> None:
     until = time.monotonic() + _PATIENCE
     while not path.exists():
         if time.monotonic() > until:
-            raise TimeoutError(
-                f"{path} is not there after {_PATIENCE:.0f} s: see the first process"
-            )
+            raise TimeoutError(f"{path} is not there after {_PATIENCE:.0f} s: has rank 0 failed?")
         time.sleep(0.05)
 
 
