@@ -8,43 +8,18 @@ import evaluate
 import numpy as np
 import pytest
 from protocols import templates
-from protocols.ijb import FARS, FPIRS, GALLERIES, IjbProtocol, People
+from protocols.fixtures import make_ijb as world
+from protocols.ijb import FARS, FPIRS, IjbProtocol
 from protocols.templates import pair_scores, template_vectors
 
-PEOPLE, D = 30, 6
-
-
-def world(name, seed=0):
-    """Two templates a person, each of one to five faces in one to three media, and features."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(PEOPLE, D))
-    rows, features = [], []
-    for template in range(2 * PEOPLE):
-        for _ in range(rng.integers(1, 6)):
-            rows.append((100 + template, rng.integers(3)))
-            features.append(centres[template // 2] + 0.8 * rng.normal(size=D))
-    order = rng.permutation(len(rows))  # the lists are not sorted by template
-    ids, media = np.array(rows)[order].T
-    first, second = np.triu_indices(2 * PEOPLE, 1)
-    half = np.arange(0, 2 * PEOPLE, 2)
-    galleries = {
-        x: People(100 + some, some // 2)
-        for x, some in zip(GALLERIES[name], (half[:12], half[12:24]), strict=True)
-    }
-    protocol = IjbProtocol(
-        tuple(f"{i}.jpg" for i in range(len(rows))), ids, media,
-        rng.uniform(0, 99, (len(rows), 5, 2)).astype(np.float32), rng.uniform(0.5, 1, len(rows)),
-        100 + first, 100 + second, first // 2 == second // 2, galleries,
-        People(101 + half, half // 2), {},
-    )  # fmt: skip
-    return protocol, np.array(features)[order]
+PEOPLE = 30
 
 
 def by_loops(protocol, features, unit, detector):
     """The vectors, template by template and medium by medium."""
     found = {}
     for template in sorted(set(protocol.templates)):
-        total = np.zeros(D)
+        total = np.zeros(features.shape[1])
         for medium in sorted(set(protocol.media[protocol.templates == template])):
             vectors = []
             for i in np.flatnonzero((protocol.templates == template) & (protocol.media == medium)):

@@ -1,5 +1,6 @@
 """Pictures whose people do not matter: a folder, zip or tar of them, at any depth."""
 
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,12 @@ class LoosePictures(IdentityPictures):
         self._prefix = outer.pop() + "/" if around else ""
         self._names = [name[len(self._prefix) :] for name in names]
         return self.source.path, [""], np.zeros(len(names), dtype=np.int64)
+
+    def take(self, index: Int[np.ndarray, " m"]) -> "LoosePictures":
+        """Return some of the pictures, in the order of their numbers."""
+        found = copy(self)
+        found._places, found.labels = self._places[index], self.labels[index]
+        return found
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one picture."""

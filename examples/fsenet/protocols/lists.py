@@ -12,7 +12,8 @@ class ListFiles:
     """Read lists by their names, and remember their hashes, which a result is printed with.
 
     Args:
-        path: a folder, zip or tar. Of two files of one name that which lies less deep is taken.
+        path: a folder, zip or tar. A list may be asked for by its name alone, or with some of the
+            folders that it lies in; of several that fit the one that lies least deep is taken.
 
     Raises:
         FileNotFoundError, ValueError: see `Source`.
@@ -21,11 +22,12 @@ class ListFiles:
     def __init__(self, path: str | Path) -> None:
         self.source = Source(path)
         self.hashes: dict[str, str] = {}
-        deepest_first = sorted(self.source.names, key=lambda name: -name.count("/"))
-        self._places = {name.rpartition("/")[2]: name for name in deepest_first}
+        self._places: dict[str, list[str]] = {}
+        for name in sorted(self.source.names, key=lambda name: name.count("/")):
+            self._places.setdefault(name.rpartition("/")[2], []).append(name)
 
     def __contains__(self, file: str) -> bool:
-        return file in self._places
+        return self._find(file) is not None
 
     def place(self, file: str) -> str:
         """Return where a list lies.
@@ -33,9 +35,14 @@ class ListFiles:
         Raises:
             FileNotFoundError: nowhere.
         """
-        if file not in self._places:  # not `in self`, which may mean another name
+        place = self._find(file)
+        if place is None:
             raise FileNotFoundError(f"{self.source.path} holds no {file}")
-        return self._places[file]
+        return place
+
+    def _find(self, file: str) -> str | None:
+        places = self._places.get(file.rpartition("/")[2], ())
+        return next((place for place in places if f"/{place}".endswith(f"/{file}")), None)
 
     def read(self, file: str) -> bytes:
         """Return one list.
@@ -46,7 +53,7 @@ class ListFiles:
         """
         place = self.place(file)
         data = self.source.read(place, LARGEST)
-        self.hashes[place.rpartition("/")[2]] = hashlib.sha256(data).hexdigest()
+        self.hashes[place] = hashlib.sha256(data).hexdigest()
         return data
 
     def text(self, file: str) -> str:
