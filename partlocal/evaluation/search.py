@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 ROWS = COLUMNS = 4096  # probes and gallery entries of a block; its scores have 64 MB
+_WAITING = 1024  # candidates of a probe that are sorted at once, or k, if that is more
 
 
 @runtime_checkable
@@ -77,34 +78,56 @@ class Nearest:
         k: how many are kept of each; what a gallery of fewer lacks scores `-inf`, at entry -1.
     """
 
-    scores: Float[np.ndarray, "q k"]
-    entries: Int[np.ndarray, "q k"]
-
     def __init__(self, probes: int, k: int) -> None:
         if k < 1:
             raise ValueError(f"k must be at least 1; got {k}")
-        self.scores = np.full((probes, k), -np.inf, np.float32)
-        self.entries = np.full((probes, k), -1, np.int64)
+        self._scores = np.full((probes, k), -np.inf, np.float32)
+        self._entries = np.full((probes, k), -1, np.int64)
+        self._counts = np.zeros(probes, np.int64)  # of the candidates that wait, by probe
+        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    @property
+    def scores(self) -> Float[np.ndarray, "q k"]:
+        """The scores of the best, highest first."""
+        self._merge()
+        return self._scores
+
+    @property
+    def entries(self) -> Int[np.ndarray, "q k"]:
+        """Which entries of the gallery they are."""
+        self._merge()
+        return self._entries
 
     def add(self, rows: slice, columns: slice, scores: Float[np.ndarray, "r c"]) -> None:
         """Take in a block; those of one probe must come in the gallery's order."""
-        best, entries = self.scores[rows], self.entries[rows]
-        k = best.shape[1]
-        floor = best[:, -1:]
+        k = self._scores.shape[1]
+        floor = self._scores[rows, -1:]
         if scores.shape[1] > 4 * k and np.isneginf(floor).any():  # or all of it would be sorted
             floor = np.nextafter(np.partition(scores, -k, axis=1)[:, -k, None], -np.inf)
         row, column = np.divmod(np.flatnonzero(scores > floor), scores.shape[1])
-        if not len(row):
+        if len(row):
+            self._waiting.append((rows.start + row, columns.start + column, scores[row, column]))
+            self._counts[rows] += np.bincount(row, minlength=len(scores))
+            # Sorting takes long, and is put off; what waits is bounded, whatever the order.
+            if self._counts.max() > max(k, _WAITING):
+                self._merge()
+
+    def _merge(self) -> None:
+        if not self._waiting:
             return
-        counts = np.bincount(row, minlength=len(best))
-        place = k + np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
-        found = np.full((len(best), k + counts.max()), -np.inf, np.float32)
-        found[:, :k], found[row, place] = best, scores[row, column]
+        row, column, scores = map(np.concatenate, zip(*self._waiting, strict=True))
+        order = np.argsort(row, kind="stable")
+        row, k = row[order], self._scores.shape[1]
+        some, at, counts = np.unique(row, return_inverse=True, return_counts=True)
+        place = k + np.arange(len(row)) - (np.cumsum(counts) - counts)[at]
+        found = np.full((len(some), k + counts.max()), -np.inf, np.float32)
+        found[:, :k], found[at, place] = self._scores[some], scores[order]
         who = np.full(found.shape, -1, np.int64)
-        who[:, :k], who[row, place] = entries, columns.start + column
-        order = np.argsort(-found, axis=1, kind="stable")[:, :k]
-        self.scores[rows] = np.take_along_axis(found, order, 1)
-        self.entries[rows] = np.take_along_axis(who, order, 1)
+        who[:, :k], who[at, place] = self._entries[some], column[order]
+        best = np.argsort(-found, axis=1, kind="stable")[:, :k]
+        self._scores[some] = np.take_along_axis(found, best, 1)
+        self._entries[some] = np.take_along_axis(who, best, 1)
+        self._waiting, self._counts[:] = [], 0
 
 
 class Highest:
