@@ -80,7 +80,7 @@ def measure(
         }
         if pairs.identities is not None:
             numbers[name] |= _by_person(vectors, scores[name], pairs, pairs.identities)
-        if test.flags.get("name") == "bin":
+        else:
             numbers[name]["insightface"] = as_insightface(scores[name], pairs.same, pairs.fold)
         if test.lfw is not None:
             found = test.lfw.evaluate_held_out(

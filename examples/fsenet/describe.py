@@ -101,8 +101,12 @@ def view(images: Tensor, rows: slice, mirror: bool, place: Workplace) -> Tensor:
 
 
 def slices(n: int, size: int, title: str) -> Iterator[slice]:
-    """Cut `range(n)` into pieces, with a progress bar."""
-    for first in tqdm(range(0, n, size), desc=title, unit="batch", leave=False, mininterval=1.0):
+    """Cut `range(n)` into pieces, with a progress bar if there are several."""
+    pieces = range(0, n, size)
+    alone = len(pieces) < 2
+    for first in tqdm(
+        pieces, desc=title, unit="batch", leave=False, mininterval=1.0, disable=alone
+    ):
         yield slice(first, min(first + size, n))
 
 

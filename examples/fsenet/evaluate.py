@@ -4,46 +4,64 @@
     python examples/fsenet/evaluate.py runs/lfw-0/network --protocol lfw --faces lfw112.zip
     python examples/fsenet/evaluate.py embeddings.npz --protocol lfw --faces lfw112.zip
     python examples/fsenet/evaluate.py runs/lfw-0/network --protocol bin --faces cfp_fp.bin
-    python examples/fsenet/evaluate.py features.npz --protocol ijbc --faces IJBC/
+    python examples/fsenet/evaluate.py runs/lfw-0/network --protocol calfw --faces CALFW/
+    python examples/fsenet/evaluate.py runs/lfw-0/network --protocol ijbc --faces IJBC/
     python examples/fsenet/evaluate.py features.npz --protocol ytf --faces splits.txt
+    python examples/fsenet/evaluate.py features/ --protocol megaface --faces devkit/
 
-An .npz holds `embeddings`, float `n d`, and `names`, n strings: the pictures' paths below the
-folder of identities (`Abel_Pacheco/Abel_Pacheco_0001.jpg`), or the numbers of those of a `.bin`,
-from `0` on; for IJB, whose pictures are named as in its lists, embeddings keep their length, which
-counts. With `--all-folds` LFW's ten folds are evaluated as published; only for networks that were
-not trained on people of LFW.
+Embeddings come as an `.npz` of `embeddings`, float `n d`, and `names`, n strings, or as an `.npy`
+of any size that stays on disk, such as the folder that `extract.py` leaves. Pictures are called by
+their paths below the folder of identities (`Abel_Pacheco/Abel_Pacheco_0001.jpg`), those of a `.bin`
+by their numbers from `0` on, and those of IJB, YouTube Faces and MegaFace as in the lists.
+Embeddings of IJB keep their length, which counts. With `--all-folds` LFW's ten folds are evaluated
+as published; only for networks that were not trained on people of LFW.
 """
 
 import sys
-import zipfile
-import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
-import numpy as np
 import torch
 import tyro
 from arms import measure
-from data.faces import (
-    TEST_FROM,
-    TestSet,
-    bin_test_set,
-    draw_faces,
-    drawn_test_set,
-    lfw_test_set,
-)
+from data.faces import SIZE, TEST_FROM, TestSet, draw_faces, drawn_test_set
+from data.pair_sets import SOURCES, published_test_set
 from describe import TestTime, describe
+from embeddings import read_embeddings
+from extract import Extraction, extract
+from feature_protocols import (
+    MegafaceOptions,
+    evaluate_ijb,
+    evaluate_ijba,
+    evaluate_megaface,
+    evaluate_ytf,
+)
 from fit import Workplace
 from limits import check_numbers
 from machine import choose_precision, to_json, versions, write_json
 from model import load_network
-from protocols.ijb import IjbProtocol
-from protocols.lfw import LfwProtocol
-from protocols.ytf import YtfProtocol
-from torch import Tensor
+from protocols.crops import LooseCrops, holds_crops
+from protocols.ijba import Pooling
 from torch.nn import functional as F
+
+LISTS = {  # of the protocols that compare sets of pictures
+    "ijba": "verify_metadata_1.csv and the other lists",
+    "ijbb": "ijbb_face_tid_mid.txt and the other lists",
+    "ijbc": "ijbc_face_tid_mid.txt and the other lists",
+    "ytf": "splits.txt",
+    "megaface": "facescrub_features_list.json and the other lists",
+}
+TEST_TIME = {
+    "concatenation": "original and mirrored concatenated, then L2",
+    "sum": "original and mirrored added, then L2",
+}
+Protocol = Literal[
+    "procedural", "lfw", "cfp_ff", "cfp_fp", "agedb_30", "calfw", "cplfw", "bin",
+    "ijba", "ijbb", "ijbc", "ytf", "megaface",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,16 +69,21 @@ class Arguments:
     """Evaluate a network or embeddings.
 
     Args:
-        checkpoint: the `network/` or `baseline/` folder of a run, or an `.npz` of embeddings.
-        protocol: `procedural` draws its pictures; `lfw` and `bin` read them from `--faces`; `ijbb`,
-            `ijbc` and `ytf` take an `.npz` of embeddings alone, and read their lists there.
-        faces: LFW as a folder or zip with its lists; one of insightface's `.bin` files; or the
-            folder that holds IJB's lists, or their `meta/`, or YTF's `splits.txt`.
+        checkpoint: the `network/` or `baseline/` folder of a run, or embeddings: an `.npz`, an
+            `.npy` with its names in a `.txt`, or the folder that `extract.py` left.
+        protocol: `procedural` draws its pictures; `lfw` to `bin` read them from `--faces`; `ijba`
+            to `megaface` compare embeddings, and read their lists from there.
+        faces: the set as a folder, zip or tar with its lists, or one of insightface's `.bin` files.
         unit_features: bring IJB's embeddings to length 1 first (insightface's N0).
-        detector_scores: weigh IJB's embeddings with the scores of the detector (D1).
+        detector_scores: weigh those of IJB-B and IJB-C with the scores of the detector (D1).
+        pooling: a template of IJB-A is the mean of its `faces`, or of the means of its `media`.
+        megaface: how MegaFace is evaluated.
+        features: for IJB-B and IJB-C from a network: where to keep the embeddings, from which a
+            run that was stopped goes on; else they are thrown away at the end.
+        workers: processes that decode IJB's pictures.
         all_folds: LFW's ten folds instead of the two that `train.py` leaves untrained.
         output: write the JSON there instead of printing it.
-        seed: of the drawn people.
+        seed: of the drawn people, and of MegaFace's cleaning as insightface has it.
         identities: drawn people.
         samples: pictures of each.
         test_time: `concatenation` of the vectors of a picture and its mirror image, or their `sum`.
@@ -68,10 +91,14 @@ class Arguments:
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    protocol: Literal["procedural", "lfw", "bin", "ijbb", "ijbc", "ytf"]
+    protocol: Protocol
     faces: Path | None = None
     unit_features: bool = False
     detector_scores: bool = True
+    pooling: Pooling = "faces"
+    megaface: MegafaceOptions = field(default_factory=MegafaceOptions)
+    features: Path | None = None
+    workers: int = 0
     all_folds: bool = False
     output: Path | None = None
     seed: int = 0
@@ -85,11 +112,11 @@ def main(arguments: Arguments) -> None:
     """Describe the pictures, score the pairs, write the numbers."""
     check_numbers(arguments)
     check_paths(arguments)
-    if arguments.protocol in ("ijbb", "ijbc", "ytf"):
+    if arguments.protocol in LISTS:
         give(evaluate_features(arguments), arguments.output)
         return
     net = None
-    if arguments.checkpoint.suffix != ".npz":
+    if not holds_embeddings(arguments.checkpoint):
         net = load_network(arguments.checkpoint)
     test = load_test_set(arguments)
     made = {}
@@ -103,8 +130,7 @@ def main(arguments: Arguments) -> None:
         if described.local_half is not None:
             vectors["local half"] = described.local_half
             vectors["both"] = described.join(described.local_half)
-        how = {"concatenation": "concatenated", "sum": "added"}[arguments.test_time]
-        made["test_time"] = f"original and mirrored {how}, then L2"
+        made["test_time"] = TEST_TIME[arguments.test_time]
         made["precision"] = place.precision
     result = {
         "checkpoint": str(arguments.checkpoint),
@@ -130,33 +156,58 @@ def evaluate_features(arguments: Arguments) -> dict[str, Any]:
     Raises:
         ValueError: there are none, or the lists are not there.
     """
-    name, path = arguments.protocol, arguments.faces
-    if path is None or arguments.checkpoint.suffix != ".npz":
+    name, path, features = arguments.protocol, arguments.faces, arguments.checkpoint
+    crops = name in ("ijbb", "ijbc") and path is not None and holds_crops(path)
+    if path is None or not (holds_embeddings(features) or crops):
         raise ValueError(
-            f"--protocol {name} needs an .npz of embeddings, and --faces: the folder that holds "
-            + ("splits.txt" if name == "ytf" else f"{name}_face_tid_mid.txt and the other lists")
+            f"--protocol {name} needs embeddings, and --faces: the folder that holds {LISTS[name]}"
         )
     if arguments.all_folds:
         raise ValueError("--all-folds is for --protocol lfw: leave it out")
-    flags: dict[str, Any] = {"name": name, "similarity": "cosine"}
-    if name == "ytf":
-        videos = YtfProtocol.read(path)
-        names, features = load_embeddings(arguments.checkpoint)
-        flags |= {"list_sha256": videos.sha256, "video": "mean of unit frames, then L2"}
-        found: dict[str, Any] = videos.evaluate(names, features)
-    else:
-        lists = IjbProtocol.read(path, name)
-        features = read_embeddings(arguments.checkpoint, lists.names).numpy()
-        unit, detector = arguments.unit_features, arguments.detector_scores
-        how = {"feature_norm": "N0" if unit else "N1", "detector_score": "D1" if detector else "D0"}
-        flags |= how | {"list_sha256": lists.hashes, "media": "mean", "template": "sum, then L2"}
-        found = lists.evaluate(features, unit, detector)
+    unit, made, arm = arguments.unit_features, dict[str, Any](), "embeddings"
+    with TemporaryDirectory() as scratch:
+        if not holds_embeddings(features):  # a network, and IJB's pictures
+            features = arguments.features or Path(scratch) / "features"
+            made, arm = describe_crops(arguments, path, features), "whole descriptor"
+        if name == "ytf":
+            flags, found = evaluate_ytf(path, features)
+        elif name == "ijba":
+            flags, found = evaluate_ijba(path, features, unit, arguments.pooling)
+        elif name == "megaface":
+            flags, found = evaluate_megaface(path, features, arguments.megaface, arguments.seed)
+        else:
+            flags, found = evaluate_ijb(name, path, features, unit, arguments.detector_scores)
     return {
         "checkpoint": str(arguments.checkpoint),
-        "protocol": flags,
+        "protocol": {"name": name, "similarity": "cosine", **flags},
+        **made,
         "versions": versions(),
-        "arms": {"embeddings": found},
+        "arms": {arm: found},
     }
+
+
+def describe_crops(arguments: Arguments, crops: Path, features: Path) -> dict[str, Any]:
+    """Cut IJB's faces from its loose crops, describe them, and return how."""
+    how = Extraction(
+        test_time=arguments.test_time,
+        dtype="fp32",
+        precision=arguments.precision,
+        workers=arguments.workers,
+    )
+    folder = extract(arguments.checkpoint, LooseCrops(crops, size=SIZE), features, how)
+    return {
+        "alignment": "five points to 112x112, bilinear, pixel centres whole, outside black",
+        "test_time": TEST_TIME[arguments.test_time],
+        "precision": folder.options["precision"],
+    }
+
+
+def holds_embeddings(path: Path) -> bool:
+    """Tell embeddings, in a file or a folder, from a trained network."""
+    parts = (path, path / "facescrub", path / "megaface")
+    return path.suffix in (".npz", ".npy") or (
+        (path / "embeddings.npy").exists() or all(part.is_dir() for part in parts)
+    )
 
 
 def check_paths(arguments: Arguments) -> None:
@@ -190,66 +241,13 @@ def load_test_set(arguments: Arguments) -> TestSet:
         people = range(TEST_FROM, TEST_FROM + arguments.identities)
         faces = draw_faces(arguments.seed, people, arguments.samples)
         return drawn_test_set(faces, arguments.seed)
-    if arguments.faces is None:
-        kind = {"lfw": "LFW as a folder or zip with its lists", "bin": "a .bin of insightface"}
-        name = arguments.protocol
-        raise ValueError(f"--protocol {name} needs --faces: {kind[name]}")
-    if arguments.protocol == "bin":
-        if arguments.all_folds:
-            raise ValueError("--all-folds is for --protocol lfw: a .bin always has ten folds")
-        return bin_test_set(arguments.faces)
-    protocol = LfwProtocol.read(arguments.faces)
+    name, path = arguments.protocol, arguments.faces
+    if path is None:
+        raise ValueError(f"--protocol {name} needs --faces: {SOURCES[name]}")
+    if arguments.all_folds and (name != "lfw" or path.suffix == ".bin"):
+        raise ValueError("--all-folds is for LFW with its lists: other sets always have ten folds")
     folds = range(10) if arguments.all_folds else (8, 9)
-    return lfw_test_set(arguments.faces, protocol, folds)
-
-
-def load_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
-    """Return names and embeddings as they are stored.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no .npz with as many different `names` as finite `embeddings`.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found, embeddings = arrays["names"], arrays["embeddings"]
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} holds no arrays 'embeddings' and 'names' ({error})") from None
-    if found.ndim != 1:
-        raise ValueError(f"{path}: names must be a list of strings; got {list(found.shape)}")
-    if embeddings.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: embeddings must be real numbers; got dtype {embeddings.dtype}")
-    names = list(map(str, found))
-    if len(set(names)) < len(names):
-        row = {name: number for number, name in enumerate(names)}
-        twice = next(name for number, name in enumerate(names) if row[name] != number)
-        raise ValueError(f"{path} holds two embeddings of {twice}")
-    if embeddings.ndim != 2 or len(names) != len(embeddings):
-        raise ValueError(
-            f"{path} must hold one embedding a picture, [n, d] with n = {len(names)} names; got "
-            f"{list(embeddings.shape)}"
-        )
-    return names, embeddings
-
-
-def read_embeddings(path: Path, names: tuple[str, ...]) -> Tensor:
-    """Return the embeddings of the named pictures, in their order and of their length.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: see `load_embeddings`, or a picture has none.
-    """
-    found, embeddings = load_embeddings(path)
-    row = {name: number for number, name in enumerate(found)}
-    if missing := [name for name in names if name not in row]:
-        raise ValueError(
-            f"{path}: {len(missing)} pictures of the protocol have no embedding, first "
-            f"{', '.join(missing[:5])}"
-        )
-    vectors = torch.from_numpy(embeddings[[row[name] for name in names]]).float()
-    if not torch.isfinite(vectors).all():
-        raise ValueError(f"{path} holds embeddings that are not finite")
-    return vectors
+    return published_test_set(path, name, folds)
 
 
 if __name__ == "__main__":

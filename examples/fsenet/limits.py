@@ -14,6 +14,9 @@ LIMITS = {  # of the options of every script: lowest and highest
     "damaged": (0, MANY),
     "table": (5, 14),
     "seeds": (1, 1000),
+    "flush_seconds": (0, MANY),
+    "distractors": (1, MANY),
+    "distractor_set": (1, MANY),
     "test_identities": (20, MANY),  # ten folds need two people each,
     "test_samples": (2, MANY),  # and every person two pictures
     "map_size": (1, 1024),

@@ -139,6 +139,76 @@ def tar_at_far(
     return tar if asked.ndim else float(tar)
 
 
+def tar_above_impostors(
+    genuine: Shaped[np.ndarray, " m"],
+    impostors: Shaped[np.ndarray, " n"],
+    far: float | Float[np.ndarray, " t"],
+    mode: Literal["strict", "nearest"] = "strict",
+    count: int | None = None,
+) -> float | Float[np.ndarray, " t"]:
+    """Return the share of genuine pairs accepted, where only the highest impostors are at hand.
+
+    >>> genuine, impostors = np.array([0.9, 0.7, 0.5]), np.array([0.8, 0.6])
+    >>> tar_above_impostors(genuine, impostors, 0.001, count=1000)  # one of them may pass
+    0.6666666666666666
+
+    Billions of impostor pairs are never held: at a FAR of 1e-6, a millionth of them and one decide.
+
+    Args:
+        genuine: scores, higher for more similar.
+        impostors: scores; of `count` of them the highest.
+        far: false accept rates in (0, 1], one or several.
+        mode: `"strict"` as in `tar_at_far`. `"nearest"` accepts at or above the impostor whose
+            place is nearest to `far * count`, rounded to even; where that is 0, above all.
+        count: of all impostor pairs; None if all are there.
+
+    Raises:
+        ValueError: a list is empty or not finite, `far` is outside (0, 1], or too few impostors
+            are there for it.
+    """
+    genuine, impostors = np.asarray(genuine, np.float64), np.asarray(impostors, np.float64)
+    asked = np.asarray(far, dtype=np.float64)
+    count = len(impostors) if count is None else count
+    if mode not in ("strict", "nearest"):
+        raise ValueError(f"mode must be 'strict' or 'nearest'; got {mode!r}")
+    if not np.all((asked > 0) & (asked <= 1)):
+        raise ValueError(f"far must be in (0, 1]; got {far}")
+    for name, scores in (("genuine", genuine), ("impostors", impostors)):
+        if scores.ndim != 1 or not len(scores) or not np.isfinite(scores).all():
+            raise ValueError(
+                f"{name} must be finite scores, [n] with n > 0; got {list(scores.shape)}"
+            )
+    highest = np.sort(impostors)[::-1]
+    if count < len(highest) or (count > len(highest) and (asked * count >= len(highest)).any()):
+        raise ValueError(
+            f"impostors must hold the {int(asked.max() * count) + 1} highest of count = {count} "
+            f"scores for far = {asked.max():g}, and not more than count; got {len(highest)}"
+        )
+    if mode == "strict":
+        rates = np.arange(len(highest) + 1) / count
+        allowed = np.searchsorted(rates, asked, side="right") - 1
+        accepted = genuine > np.append(highest, -np.inf)[allowed][..., None]
+    else:
+        accepted = genuine >= nearest_thresholds(highest, asked, count)[..., None]
+    tar = accepted.mean(-1)
+    return tar if asked.ndim else float(tar)
+
+
+def nearest_thresholds(
+    highest: Float[np.ndarray, " n"], rates: np.ndarray, count: int
+) -> np.ndarray:
+    """Return scores at or above which lie `rates` of `count`, as nearly as can be.
+
+    Args:
+        highest: of `count` scores, in descending order.
+        rates: wanted.
+        count: of all scores.
+    """
+    places = np.round(rates * count).astype(int)
+    above = np.nextafter(highest[0], np.inf)
+    return np.where(places > 0, highest[np.maximum(places, 1) - 1], above)
+
+
 def roc(scores: Shaped[np.ndarray, " p"], same: Shaped[np.ndarray, " p"]) -> Roc:
     """Return the ROC curve without the points that lie evenly on a straight piece of it.
 

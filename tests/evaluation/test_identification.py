@@ -5,7 +5,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from partlocal.evaluation import rank_k, tpir_at_fpir
+from partlocal.evaluation import Standings, rank_k, standings, tpir_at_fpir
+from partlocal.evaluation import search as blocks
 
 
 @st.composite
@@ -124,5 +125,44 @@ def test_errors():
         tpir_at_fpir(scores, gallery, probes + 10, 0.1)
     with pytest.raises(ValueError, match=r"fpir must be in \(0, 1\]; got 0.0"):
         tpir_at_fpir(scores, gallery, probes, 0.0)
-    with pytest.raises(ValueError, match="mode must be 'strict' or 'parity'; got 'exact'"):
-        inspect.unwrap(tpir_at_fpir)(scores, gallery, probes, 0.1, mode="exact")
+    found = standings(np.eye(2), np.eye(2), gallery[:2], probes[:2])
+    message = "mode must be 'strict', 'parity' or 'nearest'; got 'exact'"
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(Standings.tpir_at_fpir)(found, 0.1, mode="exact")
+    with pytest.raises(ValueError, match=r"must be one a vector, \[2\] and \[2\], and not"):
+        standings(np.eye(2), np.eye(2), gallery[:1], probes[:2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(searches(), st.integers(1, 3))
+def test_vectors(search, block):
+    """Searched in blocks, with products that are the drawn scores, as if the scores were given."""
+    scores, gallery, probes = search
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "ROWS", block)
+        patch.setattr(blocks, "COLUMNS", block)
+        found = standings(scores, np.eye(len(gallery)), gallery, probes)
+    for q, probe in enumerate(probes):
+        mine, others = scores[q][gallery == probe], scores[q][gallery != probe]
+        assert found.mated[q] == bool(len(mine))
+        assert found.mate[q] == mine.max(initial=-np.inf)
+        assert found.other[q] == others.max(initial=-np.inf)
+        assert found.ahead[q] == sum(x >= mine.max(initial=-np.inf) for x in others)
+    mated = found.of(found.mated)
+    if found.mated.any():
+        ranks = np.arange(1, len(gallery) + 1)
+        expected = rank_k(scores[found.mated], gallery, probes[found.mated], ranks)
+        np.testing.assert_array_equal(mated.rank_k(ranks), expected)
+    if found.mated.any() and not found.mated.all():
+        for mode in ("strict", "parity", "nearest"):
+            expected = tpir_at_fpir(scores, gallery, probes, 0.4, mode)
+            assert found.tpir_at_fpir(0.4, mode) == expected
+
+
+def test_nearest():
+    """Ten strangers of scores 0.1 to 1, by hand: 0.14 is nearer to one of them, 0.04 to none."""
+    mates = np.array([1.0, 0.95, 0.3])
+    scores = np.concatenate([mates, np.arange(1, 11) / 10])[:, None]
+    probes = np.array([0, 0, 0, *range(1, 11)])
+    found = tpir_at_fpir(scores, np.array([0]), probes, np.array([0.04, 0.14, 0.26]), "nearest")
+    np.testing.assert_allclose(found, [0, 1 / 3, 2 / 3])

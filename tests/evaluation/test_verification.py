@@ -11,6 +11,7 @@ from sklearn.model_selection import KFold
 from partlocal.evaluation import (
     auc,
     roc,
+    tar_above_impostors,
     tar_at_far,
     ten_fold_accuracy,
 )
@@ -261,3 +262,44 @@ class TestRocAndAuc:
                 function(np.array([0.1, 0.2]), np.array([0, 0]))
             with pytest.raises(ValueError, match="no pairs to judge"):
                 function(np.array([]), np.array([]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(-5, 5), min_size=1, max_size=12),
+    st.lists(st.integers(-5, 5), min_size=2, max_size=30),
+    st.integers(1, 100),
+    st.data(),
+)
+def test_tar_above_impostors(genuine, impostors, percent, data):
+    """All impostors or the highest alone: the strict rate of all pairs, and a walk down by hand."""
+    far = percent / 100
+    genuine, ranked = np.array(genuine) / 4, np.sort(np.array(impostors) / 4)[::-1]
+    whole = np.concatenate([genuine, ranked])
+    same = np.arange(len(whole)) < len(genuine)
+    expected = tar_at_far(whole, same, far)
+    nearest = int(np.round(far * len(ranked)))
+    level = ranked[nearest - 1] if nearest else np.inf
+    by_hand = np.mean(genuine >= level if nearest else genuine > ranked[0])
+    enough = min(int(far * len(ranked)) + 1, len(ranked))
+    kept = data.draw(st.integers(min(enough + 1, len(ranked)), len(ranked)))
+    for some in (ranked[::-1], ranked[:kept]):
+        assert tar_above_impostors(genuine, some, far, count=len(ranked)) == expected
+        assert tar_above_impostors(genuine, some, far, "nearest", len(ranked)) == by_hand
+
+
+def test_tar_above_impostors_errors():
+    ones = np.ones(3)
+    for far in (0.0, 1.5):
+        with pytest.raises(ValueError, match=r"far must be in \(0, 1\]; got"):
+            tar_above_impostors(ones, ones, far)
+    with pytest.raises(ValueError, match=r"impostors must hold the 6 highest of count = 50 scores"):
+        tar_above_impostors(ones, ones, 0.1, count=50)
+    with pytest.raises(ValueError, match="and not more than count; got 3"):
+        tar_above_impostors(ones, ones, 0.1, count=2)
+    with pytest.raises(ValueError, match=r"genuine must be finite scores, \[n\] with n > 0; got"):
+        tar_above_impostors(ones[:0], ones, 0.1)
+    with pytest.raises(ValueError, match="impostors must be finite scores"):
+        tar_above_impostors(ones, ones * np.nan, 0.1)
+    with pytest.raises(ValueError, match="mode must be 'strict' or 'nearest'; got 'exact'"):
+        inspect.unwrap(tar_above_impostors)(ones, ones, 0.1, "exact")

@@ -136,7 +136,7 @@ def test_evaluate(tmp_path, capsys):
     assert len(found["protocol"]["sha256"]) == 64
     for change, message in (
         ({"faces": None}, "--protocol bin needs --faces: a .bin of insightface"),
-        ({"all_folds": True}, "a .bin always has ten folds"),
+        ({"all_folds": True}, "--all-folds is for LFW with its lists: other sets"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate.main(Arguments(**vars(arguments) | change))

@@ -8,42 +8,18 @@ import evaluate
 import numpy as np
 import pytest
 from protocols import templates
-from protocols.ijb import FARS, FPIRS, GALLERIES, IjbProtocol, People
+from protocols.fixtures import make_ijb as world
+from protocols.ijb import FARS, FPIRS, IjbProtocol
 from protocols.templates import pair_scores, template_vectors
 
-PEOPLE, D = 30, 6
-
-
-def world(name, seed=0):
-    """Two templates a person, each of one to five faces in one to three media, and features."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(PEOPLE, D))
-    rows, features = [], []
-    for template in range(2 * PEOPLE):
-        for _ in range(rng.integers(1, 6)):
-            rows.append((100 + template, rng.integers(3)))
-            features.append(centres[template // 2] + 0.8 * rng.normal(size=D))
-    order = rng.permutation(len(rows))  # the lists are not sorted by template
-    ids, media = np.array(rows)[order].T
-    first, second = np.triu_indices(2 * PEOPLE, 1)
-    half = np.arange(0, 2 * PEOPLE, 2)
-    galleries = {
-        x: People(100 + some, some // 2)
-        for x, some in zip(GALLERIES[name], (half[:12], half[12:24]), strict=True)
-    }
-    protocol = IjbProtocol(
-        tuple(f"{i}.jpg" for i in range(len(rows))), ids, media, rng.uniform(0.5, 1, len(rows)),
-        100 + first, 100 + second, first // 2 == second // 2, galleries,
-        People(101 + half, half // 2), {},
-    )  # fmt: skip
-    return protocol, np.array(features)[order]
+PEOPLE = 30
 
 
 def by_loops(protocol, features, unit, detector):
     """The vectors, template by template and medium by medium."""
     found = {}
     for template in sorted(set(protocol.templates)):
-        total = np.zeros(D)
+        total = np.zeros(features.shape[1])
         for medium in sorted(set(protocol.media[protocol.templates == template])):
             vectors = []
             for i in np.flatnonzero((protocol.templates == template) & (protocol.media == medium)):
@@ -131,7 +107,7 @@ def test_evaluate(tmp_path, capsys, options):
     assert found["arms"]["embeddings"] == json.loads(json.dumps(expected))
     for arguments in ({"faces": None}, {"checkpoint": tmp_path}):
         given = {"checkpoint": tmp_path / "e.npz", "protocol": "ijbc", "faces": tmp_path}
-        with pytest.raises(ValueError, match=r"--protocol ijbc needs an \.npz of embeddings, and"):
+        with pytest.raises(ValueError, match=r"--protocol ijbc needs embeddings, and --faces"):
             evaluate.main(evaluate.Arguments(**given | arguments))
 
 
@@ -141,8 +117,12 @@ def test_errors(tmp_path):
     cases = {
         "face_tid_mid.txt": [
             (lambda s: s.replace("0.jpg", "9999.jpg", 1), "name_5pts_score.txt differ"),
-            (lambda s: s.replace(" ", " x", 1), "a list of faces holds no number"),
+            (lambda s: s.replace(" ", " x", 1), "ijbc_face_tid_mid.txt holds no number"),
             (lambda s: "one two\n" + s, "line 1 should have 3 fields; got 2"),
+        ],
+        "name_5pts_score.txt": [
+            (lambda s: s.replace(" ", " x", 1), "ijbc_name_5pts_score.txt holds no number"),
+            (lambda s: s.replace(" ", " 1 ", 1), "line 1 should have 12 fields; got 13"),
         ],
         "template_pair_label.txt": [
             (lambda s: s + "100 101 2\n", "has labels beside 0 and 1"),
@@ -160,7 +140,7 @@ def test_errors(tmp_path):
             with pytest.raises(ValueError, match=re.escape(message)):
                 IjbProtocol.read(tmp_path, "ijbc")
         path.write_text(whole)
-    with pytest.raises(FileNotFoundError, match=r"holds no ijbb_face_tid_mid\.txt, nor in meta/"):
+    with pytest.raises(FileNotFoundError, match=r"holds no ijbb_face_tid_mid\.txt"):
         IjbProtocol.read(tmp_path, "ijbb")
     features[3] = np.nan
     with pytest.raises(ValueError, match="features must be finite; row 3 is not"):

@@ -8,16 +8,15 @@ medium), `ijbc_name_5pts_score.txt` (face, five points, the detector's score),
 Source: Whitelam and others, CVPR workshops 2017, and Maze and others, ICB 2018.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from data.archives import Source
 from jaxtyping import Bool, Float, Int
 
-from partlocal.evaluation import auc, rank_k, tar_at_far, tpir_at_fpir
+from partlocal.evaluation import auc, standings, tar_at_far
+from protocols.lists import ListFiles
 from protocols.templates import pair_scores, template_vectors
 
 Name = Literal["ijbb", "ijbc"]
@@ -25,7 +24,6 @@ GALLERIES: dict[str, tuple[str, str]] = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FPIRS = (1e-2, 1e-1)
 RANKS = (1, 5, 10)
-LARGEST = 2**30  # bytes of a list; the pairs of IJB-C have 0.25 GB
 
 
 class People(NamedTuple):
@@ -43,6 +41,7 @@ class IjbProtocol:
         names: of the faces.
         templates: of each face.
         media: of each face.
+        points: five of each face, x and y in its loose crop, or zeros.
         detector: the score of each face's detection.
         first: template of each pair.
         second: the other.
@@ -55,6 +54,7 @@ class IjbProtocol:
     names: tuple[str, ...]
     templates: Int[np.ndarray, " n"]
     media: Int[np.ndarray, " n"]
+    points: Float[np.ndarray, "n 5 2"]
     detector: Float[np.ndarray, " n"]
     first: Int[np.ndarray, " p"]
     second: Int[np.ndarray, " p"]
@@ -65,25 +65,24 @@ class IjbProtocol:
 
     @classmethod
     def read(cls, path: str | Path, name: Name) -> "IjbProtocol":
-        """Read the lists in a folder, zip or tar, at its top or in `meta/`.
+        """Read the lists in a folder, zip or tar, wherever they lie in it.
 
         Raises:
             FileNotFoundError: a list is not there.
             ValueError: a line is not as it should be, or lists do not belong together.
         """
-        lists = _Lists(Source(path), name)
+        lists = IjbLists(path, name)
         faces = lists.rows("face_tid_mid.txt", 3)
-        points = lists.rows("name_5pts_score.txt", 12)
+        named, points, detector = lists.points()
         pairs = lists.numbers("template_pair_label.txt", 3)
         names = tuple(row[0] for row in faces)
-        if [row[0] for row in points] != list(names):
+        if named != names:
             raise ValueError(f"{path}: the faces of {name}_face_tid_mid.txt and of "
                              f"{name}_name_5pts_score.txt differ")  # fmt: skip
         try:
             templates, media = np.array([row[1:] for row in faces], dtype=np.int64).T
-            detector = np.array([row[11] for row in points], dtype=np.float64)
         except ValueError as error:
-            raise ValueError(f"{path}: a list of faces holds no number ({error})") from None
+            raise ValueError(f"{path}: {name}_face_tid_mid.txt holds no number ({error})") from None
         if not np.isin(pairs[:, 2], (0, 1)).all():
             raise ValueError(f"{path}: {name}_template_pair_label.txt has labels beside 0 and 1")
         galleries = {x: lists.people(f"1N_gallery_{x}.csv") for x in GALLERIES[name]}
@@ -95,18 +94,20 @@ class IjbProtocol:
                 "not belong together"
             )
         return cls(
-            names, templates, media, detector, pairs[:, 0], pairs[:, 1], pairs[:, 2] == 1,
+            names, templates, media, points, detector, pairs[:, 0], pairs[:, 1], pairs[:, 2] == 1,
             galleries, probes, lists.hashes,
         )  # fmt: skip
 
     def write(self, folder: str | Path, name: Name) -> None:
-        """Write the lists, in the layout that they are read from; five points are those of none."""
+        """Write the lists, in the layout that they are read from."""
         folder = Path(folder)
-        faces = zip(self.names, self.templates, self.media, self.detector, strict=True)
+        faces = zip(self.names, self.templates, self.media, self.points, self.detector, strict=True)
         lines: dict[str, list[str]] = {"face_tid_mid.txt": [], "name_5pts_score.txt": []}
-        for face, template, medium, score in faces:
+        for face, template, medium, points, score in faces:
             lines["face_tid_mid.txt"].append(f"{face} {template} {medium}")
-            lines["name_5pts_score.txt"].append(f"{face} {'0 ' * 10}{score}")
+            lines["name_5pts_score.txt"].append(
+                " ".join([face, *map(str, points.ravel()), str(score)])
+            )
         pairs = zip(self.first, self.second, self.same.astype(int), strict=True)
         lines["template_pair_label.txt"] = [" ".join(map(str, pair)) for pair in pairs]
         everybody = {f"gallery_{x}": people for x, people in self.galleries.items()}
@@ -145,14 +146,13 @@ class IjbProtocol:
         tpir: dict[str, list[np.ndarray]] = {mode: [] for mode in modes}
         hits, mated = np.zeros(len(RANKS)), 0
         for gallery in self.galleries.values():
-            scores = probes @ vectors[np.searchsorted(ids, gallery.templates)].T
-            who = (gallery.subjects, self.probes.subjects)
+            entries = vectors[np.searchsorted(ids, gallery.templates)]
+            found_in = standings(probes, entries, gallery.subjects, self.probes.subjects)
             for mode in modes:
-                tpir[mode].append(tpir_at_fpir(scores, *who, np.array(FPIRS), mode))
-            has = np.isin(self.probes.subjects, gallery.subjects)
-            mated += np.count_nonzero(has)
-            ranks = np.minimum(RANKS, len(gallery.subjects))
-            hits += has.sum() * rank_k(scores[has], gallery.subjects, who[1][has], ranks)
+                tpir[mode].append(found_in.tpir_at_fpir(np.array(FPIRS), mode))
+            has = np.count_nonzero(found_in.mated)
+            ranks = np.minimum(RANKS, found_in.entries)
+            mated, hits = mated + has, hits + has * found_in.of(found_in.mated).rank_k(ranks)
         found["tpir_at_fpir"] = {
             mode: dict(zip(map(str, FPIRS), np.mean(x, 0).tolist(), strict=True))
             for mode, x in tpir.items()
@@ -160,22 +160,35 @@ class IjbProtocol:
         return found | {"rank": dict(zip(map(str, RANKS), (hits / mated).tolist(), strict=True))}
 
 
-class _Lists:
-    """Read the list files of a source, and remember their hashes."""
+class IjbLists(ListFiles):
+    """The lists whose names begin with that of the protocol."""
 
-    def __init__(self, source: Source, name: str) -> None:
-        self.source, self.name = source, name
-        self.hashes: dict[str, str] = {}
+    def __init__(self, path: str | Path, name: str) -> None:
+        super().__init__(path)
+        self.name = name
 
-    def text(self, file: str) -> str:
-        for name in (f"{self.name}_{file}", f"meta/{self.name}_{file}"):
-            if name in self.source:
-                data = self.source.read(name, LARGEST)
-                self.hashes[name] = hashlib.sha256(data).hexdigest()
-                return data.decode("utf-8", errors="replace")
-        raise FileNotFoundError(f"{self.source.path} holds no {self.name}_{file}, nor in meta/")
+    @classmethod
+    def find(cls, path: str | Path) -> "IjbLists":
+        """Return the lists of whichever of the protocols is there.
+
+        Raises:
+            FileNotFoundError: none is.
+        """
+        lists = cls(path, "")
+        for lists.name in GALLERIES:
+            if "name_5pts_score.txt" in lists:
+                return lists
+        raise FileNotFoundError(f"{path} holds no ijbb_ or ijbc_name_5pts_score.txt")
+
+    def __contains__(self, file: str) -> bool:
+        return super().__contains__(f"{self.name}_{file}")
+
+    def place(self, file: str) -> str:
+        """Return where a list lies."""
+        return super().place(f"{self.name}_{file}")
 
     def rows(self, file: str, width: int, separator: str | None = None) -> list[list[str]]:
+        """Return the fields of each line."""
         rows = [line.split(separator) for line in self.text(file).splitlines() if line.strip()]
         for number, row in enumerate(rows, 1):
             if len(row) != width:
@@ -184,6 +197,22 @@ class _Lists:
                     f"fields; got {len(row)}"
                 )
         return rows
+
+    def points(self) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+        """Return the faces' names, five points and score of each.
+
+        Raises:
+            ValueError: a line is not as it should be.
+        """
+        rows = self.rows("name_5pts_score.txt", 12)
+        try:
+            numbers = np.array([row[1:] for row in rows], dtype=np.float64).reshape(-1, 11)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.source.path}: {self.name}_name_5pts_score.txt holds no number ({error})"
+            ) from None
+        points = numbers[:, :10].astype(np.float32).reshape(-1, 5, 2)
+        return tuple(row[0] for row in rows), points, numbers[:, 10]
 
     def numbers(self, file: str, width: int) -> np.ndarray:
         """Return whole numbers; at once, because there are 16 million lines."""

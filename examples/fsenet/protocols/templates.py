@@ -83,7 +83,8 @@ def _begins(templates: np.ndarray, media: np.ndarray) -> np.ndarray:
 def _media(order: np.ndarray, templates: np.ndarray, media: np.ndarray) -> Iterator[np.ndarray]:
     """Yield faces in order, about `BLOCK` at a time, without dividing a medium."""
     begins = _begins(templates[order], media[order])
-    cuts = begins[np.searchsorted(begins, np.arange(0, len(order), BLOCK))]
+    starts = np.searchsorted(begins, np.arange(0, len(order), BLOCK))
+    cuts = begins[starts[starts < len(begins)]]  # the last medium may reach over several blocks
     for begin, end in zip(cuts, [*cuts[1:], len(order)], strict=True):
         if end > begin:
             yield order[begin:end]

@@ -1,0 +1,116 @@
+"""How long the exact search among a million takes, and how much memory.
+
+    python benchmarks/search.py  # 512 numbers in fp32, then 2,680 in fp16: 5.4 GB of disk
+    python benchmarks/search.py --widths 2680 --distractors 100000
+
+What MegaFace asks for: 4,000 probes against all distractors, which lie in an `.npy` on disk and are
+read a block at a time; kept are the thousand best of each probe, and the highest of all scores, as
+many as a FAR of 1e-4 needs. Every width is searched in a process of its own, whose largest resident
+size is printed. For 16 probes all products are then taken again, without the search's code, in
+fp32: the entries found must be the same, and the largest difference of scores is printed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "examples/fsenet"), str(ROOT)]
+
+import numpy as np
+from embeddings import Stored
+from machine import peak_memory_gb
+from tqdm import tqdm
+
+from partlocal.evaluation import Highest, Nearest, score_blocks
+
+KEPT, FAR, SAMPLE = 1000, 1e-4, 16
+HALF_FROM = 1024  # numbers of an embedding from which it is stored in half precision
+BLOCK = 20_000  # embeddings that are drawn at once
+
+
+def main() -> None:
+    """Draw, search, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--widths", type=int, nargs="*", default=[512, 2680])
+    parser.add_argument("--distractors", type=int, default=10**6)
+    parser.add_argument("--probes", type=int, default=4000)
+    parser.add_argument("--folder", type=Path, help="for the files; else the system's")
+    parser.add_argument("--search", type=Path, help=argparse.SUPPRESS)  # in a process of its own
+    options = parser.parse_args()
+    if options.search is not None:
+        print(json.dumps(measure(options.search, options.probes)))
+        return
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    print(f"{cores} cores, load {load:.1f} before; {options.probes} probes")
+    print("distractors", "width", "kind", "seconds", "GB", "same entries", "difference", sep="\t")
+    for width in options.widths:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            file = Path(folder) / "distractors.npy"
+            dtype = np.float16 if width >= HALF_FROM else np.float32
+            draw(file, options.distractors, width, np.dtype(dtype))
+            command = [sys.executable, __file__, "--search", file, "--probes", options.probes]
+            done = subprocess.run(
+                list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True
+            )
+            found = json.loads(done.stdout)
+        print(
+            options.distractors, width, np.dtype(dtype).name, f"{found['seconds']:.0f}",
+            f"{found['gb']:.2f}", found["same"], f"{found['difference']:.1e}", sep="\t", flush=True,
+        )  # fmt: skip
+    print(f"load {os.getloadavg()[0]:.1f} after")
+
+
+def draw(path: Path, count: int, width: int, dtype: np.dtype) -> None:
+    """Write unit vectors of random directions."""
+    rng = np.random.default_rng(0)
+    file = np.lib.format.open_memmap(path, "w+", dtype, (count, width))
+    for begin in tqdm(range(0, count, BLOCK), desc="drawing", disable=None):
+        file[begin : begin + BLOCK] = unit(rng, min(BLOCK, count - begin), width)
+    file.flush()
+
+
+def unit(rng: np.random.Generator, count: int, width: int) -> np.ndarray:
+    """Return unit vectors of random directions."""
+    vectors = rng.standard_normal((count, width), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def measure(path: Path, probes: int) -> dict[str, float | bool]:
+    """Search a file, and look at a sample of what was found."""
+    gallery = Stored(path)
+    vectors = unit(np.random.default_rng(1), probes, gallery.shape[1])
+    nearest = Nearest(probes, min(KEPT, len(gallery)))
+    highest = Highest(int(FAR * probes * len(gallery)) + 1)
+    began = time.perf_counter()
+    for rows, columns, scores in score_blocks(vectors, gallery):
+        nearest.add(rows, columns, scores)
+        highest.add(scores)
+    top, best, entries = highest.scores(), nearest.scores, nearest.entries
+    seconds, gb = time.perf_counter() - began, peak_memory_gb()
+
+    sample = np.linspace(0, probes - 1, SAMPLE).astype(int)
+    whole = np.empty((SAMPLE, len(gallery)), np.float32)
+    for begin in range(0, len(gallery), BLOCK):
+        block = gallery[begin : begin + BLOCK].astype(np.float32)
+        whole[:, begin : begin + BLOCK] = vectors[sample] @ block.T
+    differences, same = [], True
+    for row, probe in zip(whole, sample, strict=True):
+        differences.append(np.abs(row[entries[probe]] - best[probe]).max())
+        # All but those that rounding may order otherwise: at the edge of what is kept.
+        sure = np.flatnonzero(row > best[probe, -1] + 1e-6)
+        same &= bool(np.isin(sure, entries[probe]).all())
+        assert top[0] >= row.max() - 1e-6
+    return {
+        "seconds": seconds, "gb": gb or float("nan"), "same": same,
+        "difference": float(max(differences)),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The faces of IJB-B and IJB-C: loosely cropped pictures, cut to the template by five points.
+
+The pictures lie in `loose_crop/`, called as in `ijbc_name_5pts_score.txt`. The cut is that of
+insightface's evaluation: pixel centres have whole coordinates, and what lies outside is black.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from data.archives import DamagedImage, Source
+from data.images import IdentityPictures, load_rgb
+from jaxtyping import Int, UInt8
+
+from partlocal.alignment import align_faces
+from protocols.ijb import IjbLists
+
+
+class LooseCrops(IdentityPictures):
+    """The faces of the lists in their order, cut to `size`.
+
+    Args:
+        path: a folder, zip or tar that holds the list and the pictures.
+        identities: None; who they are is in other lists.
+        size: height and width of a cut.
+
+    Raises:
+        FileNotFoundError: there is no list, or a picture of it is missing.
+        ValueError: the list is damaged.
+    """
+
+    def _open(self, path: Path) -> tuple[Path, list[str], Int[np.ndarray, " n"]]:
+        lists = IjbLists.find(path)
+        self.source = lists.source
+        self._names, self._points, _ = lists.points()
+        folders = {name.rpartition("loose_crop/")[0] for name in self.source.names
+                   if "loose_crop/" in name}  # fmt: skip
+        self._folder = f"{min(folders, key=len, default='')}loose_crop/"
+        known = set(self.source.names)
+        if missing := [name for name in self._names if self._folder + name not in known]:
+            raise FileNotFoundError(
+                f"{path}: {len(missing)} of {len(self._names)} faces have no picture in "
+                f"{self._folder}, first {', '.join(missing[:5])}"
+            )
+        return self.source.path, [""], np.zeros(len(self._names), dtype=np.int64)
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes of one loose crop."""
+        return self.source.read(self._folder + self.name(index))
+
+    def name(self, index: int) -> str:
+        """Return the name of one face, as in the lists."""
+        return self._names[self._places[index]]
+
+    def where(self, index: int) -> str:
+        """Return where one picture lies, as errors call it."""
+        return f"{self.source.path}:{self._folder}{self.name(index)}"
+
+    def load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Return one face, cut.
+
+        Raises:
+            DamagedImage: the picture cannot be decoded, or its points fix no cut.
+        """
+        picture = torch.from_numpy(load_rgb(self.read(index), self.where(index)).copy())
+        points = torch.from_numpy(self._points[self._places[index]].copy())[None]
+        try:
+            cut = align_faces(
+                picture.permute(2, 0, 1)[None], points, self.size or 112, pixel_centers="integer"
+            )
+        except ValueError as error:
+            raise DamagedImage(f"{self.where(index)} cannot be cut: {error}") from None
+        return cut[0].permute(1, 2, 0).numpy()
+
+
+def holds_crops(path: str | Path) -> bool:
+    """Tell whether a folder or archive holds IJB's loose crops."""
+    path = Path(path)
+    if path.is_dir():  # which may hold millions of other files
+        return (path / "loose_crop").is_dir()
+    return any("loose_crop/" in name for name in Source(path).names)

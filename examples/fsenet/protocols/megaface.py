@@ -1,0 +1,286 @@
+"""MegaFace: is a person found among a million strangers?
+
+Of every person of FaceScrub each ordered pair of pictures counts: one is looked for, the other is
+put among the distractors. It is found at rank k if fewer than k distractors are ahead of it.
+Verification: every such pair is genuine, and every picture with every distractor an impostor pair.
+
+The lists are those of the devkit, `facescrub_features_list.json` (paths and ids) and
+`megaface_features_list.json_{size}_{set}` (paths); wrong pictures are named in
+`facescrub_noises.txt` and `megaface_noises.txt`, and cleaning means one of:
+
+- `none`: nothing.
+- `leave_out`: they take no part.
+- `insightface`: a wrong picture of FaceScrub becomes the sum of its person's others, moved by up to
+  0.001 at random, so that its pairs are easier than anybody's; a wrong distractor is moved so far
+  away that it is never found, and still counts among the impostors.
+- `facex`: the sum without the random move; a wrong distractor becomes a vector of zeros, which is
+  ahead of whatever scores below 0.
+
+Source: Kemelmacher-Shlizerman and others, CVPR 2016.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from partlocal.evaluation import Highest, Nearest, score_blocks, tar_above_impostors
+from partlocal.evaluation.search import Vectors
+from protocols.lists import ListFiles
+
+Cleaning = Literal["none", "leave_out", "insightface", "facex"]
+FARS = (1e-6, 1e-5, 1e-4)
+RANKS = (1, 10, 100, 1000)
+_POINTS = 1000  # of the ROC curve that is written
+
+
+class Curves(NamedTuple):
+    """What the devkit's file of results holds."""
+
+    cmc: list[Any]
+    roc: list[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class MegafaceProtocol:
+    """The lists.
+
+    Args:
+        probes: paths of FaceScrub's pictures, `Person/picture.png`.
+        people: whom each shows.
+        distractors: paths of MegaFace's pictures, `a/b/picture.jpg`.
+        noisy_probes: names of wrong pictures of FaceScrub, without their folder.
+        noisy_distractors: paths of wrong pictures of MegaFace.
+        hashes: sha256 of each list file.
+    """
+
+    probes: tuple[str, ...]
+    people: Int[np.ndarray, " n"]
+    distractors: tuple[str, ...]
+    noisy_probes: frozenset[str]
+    noisy_distractors: frozenset[str]
+    hashes: dict[str, str]
+
+    @classmethod
+    def read(cls, path: str | Path, size: int = 10**6, number: int = 1) -> "MegafaceProtocol":
+        """Read the lists anywhere in a folder, zip or tar; those of noises may lack.
+
+        Args:
+            path: where they lie.
+            size: distractors.
+            number: of the set of so many distractors.
+
+        Raises:
+            FileNotFoundError: a list is not there.
+            ValueError: it is not as it should be.
+        """
+        lists = _Lists(path)
+        probes, who = lists.paths("facescrub_features_list.json")
+        distractors, _ = lists.paths(f"megaface_features_list.json_{size}_{number}")
+        people = np.unique(who or [name.split("/")[0] for name in probes], return_inverse=True)[1]
+        if len(distractors) != size:
+            raise ValueError(f"{path}: the list of {size} distractors holds {len(distractors)}")
+        if np.bincount(people).max() < 2:
+            raise ValueError(f"{path}: nobody has two pictures in facescrub_features_list.json")
+        noises = (lists.noises(f"{name}_noises.txt") for name in ("facescrub", "megaface"))
+        return cls(probes, people, distractors, *noises, lists.hashes)
+
+    def write(self, folder: str | Path, number: int = 1) -> None:
+        """Write the lists as the devkit has them."""
+        folder = Path(folder)
+        (folder / "templatelists").mkdir(parents=True, exist_ok=True)
+        lists = {
+            "facescrub_features_list.json": {"id": self.people.tolist(), "path": self.probes},
+            f"megaface_features_list.json_{len(self.distractors)}_{number}": {
+                "path": self.distractors
+            },
+        }
+        for name, content in lists.items():
+            (folder / "templatelists" / name).write_text(json.dumps(content))
+        for name, noises in (
+            ("facescrub", self.noisy_probes),
+            ("megaface", self.noisy_distractors),
+        ):
+            lines = ["# wrong pictures", *sorted(noises)]
+            (folder / f"{name}_noises.txt").write_text("\n".join(lines) + "\n")
+
+    def evaluate(
+        self, probes: Vectors, distractors: Vectors, cleaning: Cleaning = "none", seed: int = 0
+    ) -> tuple[dict[str, Any], Curves]:
+        """Return all rates, and the curves of the devkit's file.
+
+        `strict` counts a distractor with the same score as ahead and accepts no more impostors than
+        asked for; `parity` counts it as behind, and accepts as many as come nearest.
+
+        Args:
+            probes: a row a picture of FaceScrub, in the lists' order, of any length but zero.
+            distractors: a row a distractor; read a block at a time.
+            cleaning: see above.
+            seed: of insightface's random moves.
+
+        Raises:
+            ValueError: numbers of rows and names differ, or a vector is zero or not finite.
+        """
+        if len(probes) != len(self.probes) or len(distractors) != len(self.distractors):
+            raise ValueError(
+                f"there must be a row a picture, {len(self.probes)} and {len(self.distractors)}; "
+                f"got {len(probes)} and {len(distractors)}"
+            )
+        vectors = _unit(
+            np.asarray(probes[:], dtype=np.float32), "probes", np.arange(len(self.probes))
+        )
+        wrong = np.array([name.rpartition("/")[2] in self.noisy_probes for name in self.probes])
+        bad = np.array([name in self.noisy_distractors for name in self.distractors])
+        people = self.people
+        if cleaning == "leave_out":
+            vectors, people = vectors[~wrong], people[~wrong]
+        elif cleaning != "none":
+            jitter = 0.001 if cleaning == "insightface" else 0.0
+            _replace(vectors, people, wrong, jitter, np.random.default_rng(seed))
+        zeros = bad & (cleaning == "facex")
+        shown = np.flatnonzero(~bad | (cleaning in ("none", "facex")))
+        impostors = len(vectors) * (len(shown) if cleaning == "leave_out" else len(bad))
+
+        kept = min(max(RANKS), len(shown))
+        nearest, highest = Nearest(len(vectors), kept), Highest(int(max(FARS) * impostors) + 1)
+        gallery = _Shown(distractors, shown, zeros)
+        for rows, columns, scores in _blocks(vectors, gallery):
+            nearest.add(rows, columns, scores)
+            highest.add(scores)
+        genuine, ahead, level = _pairs(vectors, people, nearest.scores)
+        top = highest.scores()
+        # A wrong distractor of insightface's is the last of all: below every score there is.
+        top = np.append(top, np.full(max(0, highest.size - len(top)), np.float32(-2)))
+        cmc = {
+            mode: np.cumsum(np.bincount(places, minlength=kept + 1)[:kept]) / len(genuine)
+            for mode, places in (("strict", ahead + level), ("parity", ahead))
+        }
+        found: dict[str, Any] = {
+            "identities": len(np.unique(people)),
+            "pairs": len(genuine),
+            "distractors": len(shown) if cleaning == "leave_out" else len(bad),
+            "impostor_pairs": impostors,
+            "noisy": {"facescrub": int(wrong.sum()), "megaface": int(bad.sum())},
+            "rank": {m: {str(k): float(x[k - 1]) for k in RANKS if k <= kept}
+                     for m, x in cmc.items()},
+            "tar_at_far": {},
+        }  # fmt: skip
+        modes: tuple[tuple[str, Literal["strict", "nearest"]], ...]
+        modes = (("strict", "strict"), ("parity", "nearest"))
+        for name, mode in modes:
+            rates = tar_above_impostors(genuine, top, np.array(FARS), mode, impostors)
+            found["tar_at_far"][name] = dict(zip(map(str, FARS), rates.tolist(), strict=True))
+        curve = [list(range(kept)), cmc["parity"].tolist()]
+        return found, Curves(curve, _roc(genuine, top, impostors))
+
+
+class _Shown:
+    """Unit vectors of the distractors that take part."""
+
+    def __init__(self, vectors: Vectors, index: np.ndarray, zeros: np.ndarray) -> None:
+        self.vectors, self.index, self.zeros = vectors, index, zeros
+        self.shape = (len(index), vectors.shape[1])
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        some = self.index[rows]
+        plain = len(some) == some[-1] - some[0] + 1  # which a file is read faster by
+        part: Any = slice(int(some[0]), int(some[-1]) + 1) if plain else some
+        block = _unit(np.asarray(self.vectors[part], dtype=np.float32), "distractors", some)
+        block[self.zeros[some]] = 0
+        return block
+
+
+class _Lists(ListFiles):
+    def paths(self, file: str) -> tuple[tuple[str, ...], list[Any]]:
+        try:
+            content = json.loads(self.read(file))
+            paths, who = content["path"], content.get("id", [])
+            plain = all(isinstance(path, str) for path in paths)
+            plain &= all(isinstance(x, str | int) for x in who) and len({type(x) for x in who}) < 2
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{self.source.path}: {file} has no list 'path' ({error})") from None
+        if not plain or not paths or len(who) not in (0, len(paths)):
+            raise ValueError(
+                f"{self.source.path}: {file} must hold texts in 'path', and in 'id' as many of "
+                "one kind, or none"
+            )
+        if unsafe := [path for path in paths if ".." in path.split("/") or path.startswith("/")]:
+            raise ValueError(f"{self.source.path}: {file} leads out of its folder: {unsafe[0]!r}")
+        if len(set(paths)) < len(paths):
+            raise ValueError(f"{self.source.path}: {file} names a picture twice")
+        return tuple(paths), who
+
+    def noises(self, file: str) -> frozenset[str]:
+        if file not in self:
+            return frozenset()
+        lines = self.text(file).splitlines()
+        return frozenset(x.split("\t")[-1].strip() for x in lines if x[:1] != "#" and x.strip())
+
+
+def _unit(vectors: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    fine = np.isfinite(lengths) & (lengths > 0)
+    if not fine.all():
+        raise ValueError(f"{name} must be finite and not zero; row {rows[np.argmin(fine)]} is not")
+    return vectors / lengths[:, None]
+
+
+def _replace(
+    vectors: np.ndarray,
+    people: np.ndarray,
+    wrong: np.ndarray,
+    jitter: float,
+    rng: np.random.Generator,
+) -> None:
+    """Put in the place of wrong pictures the direction of their person's others."""
+    totals = np.zeros((people.max() + 1, vectors.shape[1]), np.float32)
+    np.add.at(totals, people[~wrong], vectors[~wrong])
+    for row in np.flatnonzero(wrong):
+        moved = totals[people[row]] + rng.uniform(-jitter, jitter, vectors.shape[1])
+        length = np.linalg.norm(moved)
+        if not totals[people[row]].any():
+            raise ValueError(
+                f"all pictures of person {people[row]} are wrong: use --cleaning leave_out"
+            )
+        vectors[row] = moved / length
+
+
+def _blocks(vectors: np.ndarray, gallery: _Shown) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    bar = tqdm(total=gallery.shape[0], desc="searching", unit=" distractors", mininterval=1.0)
+    with bar:
+        for rows, columns, scores in score_blocks(vectors, gallery):
+            yield rows, columns, scores
+            if rows.stop == len(vectors):
+                bar.update(columns.stop - columns.start)
+
+
+def _pairs(
+    vectors: np.ndarray, people: np.ndarray, best: Float[np.ndarray, "n k"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return of each ordered pair the score, and how many distractors are ahead, and level."""
+    genuine, ahead, level = [], [], []
+    rising = -best  # searchsorted wants it so
+    order = np.argsort(people, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(people[order])) + 1):
+        scores = vectors[rows] @ vectors[rows].T
+        for column, probe in enumerate(rows):
+            mates = np.delete(scores[:, column], column)
+            before = np.searchsorted(rising[probe], -mates, side="left")
+            genuine.append(mates)
+            ahead.append(before)
+            level.append(np.searchsorted(rising[probe], -mates, side="right") - before)
+    return np.concatenate(genuine), np.concatenate(ahead), np.concatenate(level)
+
+
+def _roc(genuine: np.ndarray, top: np.ndarray, impostors: int) -> list[Any]:
+    places = np.geomspace(1, len(top), _POINTS).round().astype(int)
+    asked = np.round(np.array(FARS) * impostors).astype(int)
+    places = np.unique(np.append(places, asked[(asked > 0) & (asked <= len(top))]))
+    ranked = np.sort(genuine)
+    true = 1 - np.searchsorted(ranked, top[places - 1], side="left") / len(ranked)
+    return [(places / impostors).tolist(), true.tolist()]

@@ -1,0 +1,116 @@
+"""IJB's loose crops: cut as OpenCV cuts them, described and evaluated in one go."""
+
+import json
+import re
+
+import evaluate
+import extract
+import numpy as np
+import pytest
+import torch
+from data.archives import DamagedImage
+from describe import describe
+from evaluate import Arguments
+from extract import open_to_describe
+from model import GlobalNet, load_network
+from PIL import Image
+from protocols.crops import LooseCrops, holds_crops
+from protocols.fixtures import write_ijb
+from protocols.ijb import IjbProtocol
+
+from partlocal.alignment import ARCFACE_TEMPLATE
+from partlocal.backbone import Backbone
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ijbc")
+    write_ijb("ijbc", folder)
+    torch.manual_seed(0)
+    GlobalNet(Backbone("resnet10t")).save_pretrained(folder / "baseline")
+    return folder
+
+
+def by_loops(picture, points):
+    """Least squares for the four numbers of a similarity, then every pixel looked up."""
+    rows, goal = [], []
+    for (x, y), (u, v) in zip(points.astype(float), ARCFACE_TEMPLATE, strict=True):
+        rows += [(x, -y, 1, 0), (y, x, 0, 1)]
+        goal += [u, v]
+    a, b, left, top = np.linalg.lstsq(np.array(rows), np.array(goal), rcond=None)[0]
+    back = np.linalg.inv([[a, -b, left], [b, a, top], [0, 0, 1]])
+    height, width = picture.shape[:2]
+    padded = np.zeros((height + 2, width + 2, 3))
+    padded[1:-1, 1:-1] = picture
+    cut = np.zeros((112, 112, 3))
+    for row, column in np.ndindex(112, 112):
+        x, y, _ = back @ (column, row, 1)
+        i, j = int(np.floor(y)), int(np.floor(x))
+        if -1 <= i < height and -1 <= j < width:
+            p, q = y - i, x - j
+            near = padded[i + 1 : i + 3, j + 1 : j + 3]
+            cut[row, column] = np.einsum("a,b,abc->c", [1 - p, p], [1 - q, q], near)
+    return cut
+
+
+def test_reference(world):
+    crops, lists = LooseCrops(world, size=112), IjbProtocol.read(world, "ijbc")
+    assert crops.paths == lists.names
+    for row in (0, 5):
+        picture = np.asarray(Image.open(world / "loose_crop" / lists.names[row]).convert("RGB"))
+        expected = by_loops(picture, lists.points[row])
+        found = crops.load(row)
+        assert found.shape == (112, 112, 3)
+        assert np.abs(found - expected).max() < 1  # rounded
+        assert expected.std() > 20
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_evaluate(world, tmp_path, capsys, kept):
+    """A network on the crops, in one go; the embeddings thrown away or kept and used again."""
+    place = tmp_path / "features" if kept else None
+    arguments = Arguments(world / "baseline", "ijbc", world, features=place, precision="fp32")
+    evaluate.main(arguments)
+    found = json.loads(capsys.readouterr().out)
+    assert found["test_time"] == "original and mirrored concatenated, then L2"
+    assert found["alignment"].startswith("five points to 112x112")
+    numbers = found["arms"]["whole descriptor"]
+    crops = LooseCrops(world, size=112)
+    pictures = torch.stack([crops[row][0] for row in range(len(crops))])
+    described = describe(load_network(world / "baseline"), pictures, extract.workplace("fp32"))
+    expected = IjbProtocol.read(world, "ijbc").evaluate(described.global_half.numpy())
+    assert numbers["auc"] == pytest.approx(expected["auc"], abs=0.01)
+    assert numbers["pairs"] == expected["pairs"] == 190
+    if kept:
+        evaluate.main(Arguments(place, "ijbc", world))
+        again = json.loads(capsys.readouterr().out)
+        assert again["arms"]["embeddings"] == numbers
+
+
+def test_errors(world, tmp_path):
+    assert holds_crops(world)
+    assert not holds_crops(tmp_path)
+    assert isinstance(open_to_describe(world), LooseCrops)
+    with pytest.raises(FileNotFoundError, match=r"holds no ijbb_ or ijbc_name_5pts_score\.txt"):
+        LooseCrops(tmp_path)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "loose_crop").mkdir()
+    IjbProtocol.read(world, "ijbc").write(tmp_path / "meta", "ijbc")
+    count = len(LooseCrops(world))
+    with pytest.raises(
+        FileNotFoundError, match=f"{count} of {count} faces have no picture in loos"
+    ):
+        LooseCrops(tmp_path)
+    for name in LooseCrops(world).paths:
+        (tmp_path / "loose_crop" / name).write_bytes(b"")
+    first = tmp_path / "loose_crop" / LooseCrops(world).paths[0]
+    crops = LooseCrops(tmp_path)
+    with pytest.raises(DamagedImage, match=re.escape(str(crops.where(0)))):
+        crops.load(0)
+    Image.new("RGB", (60, 50)).save(first)
+    path = tmp_path / "meta/ijbc_name_5pts_score.txt"
+    text = path.read_text().splitlines()
+    for points in ("5 5 " * 5, "nan 5 " * 5):
+        path.write_text("\n".join([f"{LooseCrops(world).paths[0]} {points}1.0", *text[1:]]))
+        with pytest.raises(DamagedImage, match=r"cannot be cut: source points"):
+            LooseCrops(tmp_path).load(0)
