@@ -8,8 +8,8 @@ writes parsing_net.safetensors and its JSON into the run's folder, the next free
 `train.py` runs the same stage, shorter, on the faces that it draws anyway.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 

@@ -87,10 +87,10 @@ def lfw_world(seed: int, path: Path) -> World:
     folds = (first, first + 1)
     protocol = LfwProtocol.read(path)
     test = lfw_test_set(path, protocol, folds)
-    pictures = open_pictures(path, protocol.train_identities(folds), SIZE)
+    pictures, images = decode_all(open_pictures(path, protocol.train_identities(folds), SIZE))
     identities = torch.from_numpy(pictures.labels)
     enough = torch.bincount(identities)[identities] >= ENOUGH
-    return World(seed, decode_all(pictures), identities, enough, test, "all")
+    return World(seed, images, identities, enough, test, "all")
 
 
 def drawn_for_guides(seed: int, options: Options) -> DrawnFaces:
