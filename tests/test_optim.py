@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from partlocal.optim import SGD, AdamW, clip_grad_norm
+from partlocal.optim import SGD, AdamW, clip_grad_norm, grad_norm
 
 CASES = {
     "sgd": (SGD, torch.optim.SGD, {"lr": 0.1}),
@@ -134,7 +134,9 @@ def test_clipping():
         for p, q in zip(same, (whole, dense), strict=True):
             p.grad = q.grad.to_dense().clone()
         expected = torch.nn.utils.clip_grad_norm_(same, limit)
-        found = clip_grad_norm([whole, none, dense], limit)
+        measured = grad_norm(iter([whole, none, dense]))
+        found = clip_grad_norm(iter([whole, none, dense]), limit)
+        assert torch.equal(measured, found)
         torch.testing.assert_close(found, expected.float())
         for p, q in zip(same, (whole, dense), strict=True):
             torch.testing.assert_close(q.grad.to_dense(), p.grad, rtol=1e-6, atol=1e-9)

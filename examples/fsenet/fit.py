@@ -74,7 +74,7 @@ def fit(
             fitted.steps += 1
             last = fitted.steps == schedule.steps
             told = step % 10 == 0 or last
-            values |= _step(module, schedule, measured=told)
+            values |= _step(schedule, measured=told)
             if told:
                 row = _read(stage, step, values, place)
             fitted.seconds += time.monotonic() - began
@@ -90,6 +90,7 @@ def fit(
                 save_stage(path, module, schedule, fitted, place)
                 saved = time.monotonic()
                 took = saved - began
+    optimizer.zero_grad(set_to_none=True)  # nobody needs the last gradient
     if schedule.average is not None:
         schedule.average.net.load_state_dict(schedule.average.ema.module.state_dict())
     if place.world > 1:
@@ -136,13 +137,15 @@ def _add_gradients(
     return values
 
 
-def _step(module: nn.Module, schedule: Schedule, measured: bool) -> dict[str, Tensor]:
+def _step(schedule: Schedule, measured: bool) -> dict[str, Tensor]:
     """Move the weights, and their average; return the gradient's norm if it is asked for."""
+    # and no others of the module, which may hold a gradient of somebody else
+    moved = [p for group in schedule.optimizer.param_groups for p in group["params"]]
     told = {}
     if schedule.clip_norm:
-        told["grad_norm"] = clip_grad_norm(module.parameters(), schedule.clip_norm)
+        told["grad_norm"] = clip_grad_norm(moved, schedule.clip_norm)
     elif measured:
-        told["grad_norm"] = grad_norm(module.parameters())
+        told["grad_norm"] = grad_norm(moved)
     schedule.optimizer.step()
     if schedule.average is not None:
         schedule.average.ema.update(schedule.average.net)

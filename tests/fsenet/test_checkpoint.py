@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from checkpoint import load_checkpoint, save_checkpoint, whole_file
+from checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, whole_file
 
 
 def state(value):
@@ -60,6 +60,40 @@ def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
                 save_checkpoint(state(2.0), path)
         assert load_checkpoint(path)["steps"] == 1.0
         assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_last_two(tmp_path, monkeypatch, capsys, links):
+    """The newest that is whole, on file systems with links and without; a line says which."""
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path, before = tmp_path / "joint.pt", tmp_path / "joint-before.pt"
+    assert newest_checkpoint(path) is None
+    for value in (1.0, 2.0, 3.0):
+        save_checkpoint(state(value), path)
+    found = newest_checkpoint(path)
+    assert found[0] == path
+    assert found[1]["steps"] == 3.0
+    assert load_checkpoint(before)["steps"] == 2.0
+
+    good = path.read_bytes()
+    path.write_bytes(good[:5000])
+    assert load_checkpoint(before)["steps"] == 2.0  # another file, not the same one
+    assert capsys.readouterr().err == ""
+    assert newest_checkpoint(path)[1]["steps"] == 2.0
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {path} is damaged or no checkpoint (")
+    assert said.endswith("); going on from the one before\n")
+    assert said.count("\n") == 1
+    path.unlink()  # killed between two names, where there are no links
+    assert newest_checkpoint(path)[1]["steps"] == 2.0
+    before.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"joint-before.pt is damaged or no checkpoint"):
+        newest_checkpoint(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -313,6 +313,20 @@ def test_clipping(tmp_path):
     assert fitted.history[0]["grad_norm"] == 2.0
 
 
+def test_what_does_not_move_does_not_count(tmp_path):
+    """A gradient that is left in a frozen part is in no norm; none is left when a stage is over."""
+    module = Scalar()
+    module.frozen = nn.Parameter(torch.zeros(5), requires_grad=False)
+    module.frozen.grad = torch.full((5,), 1e9)
+    optimizer = torch.optim.SGD([module.w], lr=99.0)
+    schedule = Schedule(1, lambda done: 0.1, optimizer, clip_norm=0.5)
+    batches = lambda first: iter([(torch.full((2,), 2.0), None)])  # noqa: E731
+    fitted = fit("alone", module, batches, schedule, Workplace(tmp_path, torch.device("cpu")))
+    assert fitted.history[0]["grad_norm"] == 2.0
+    assert math.isclose(module.w.item(), 0.95, rel_tol=1e-6)
+    assert module.w.grad is None
+
+
 def averaged(folder, steps=3, stop=None):
     """Train with an average of decay 0.5, up to an exception at step `stop`."""
     module = Scalar()
