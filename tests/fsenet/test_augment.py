@@ -8,6 +8,7 @@ import pytest
 import torch
 from data.augment import NUMBERS, Augmentation, _similarities, augment
 from data.batches import generator
+from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 
 from partlocal import HELEN
 from partlocal.labels import FSENET_PARTS
@@ -127,6 +128,37 @@ def test_pictures_maps_and_labels_move_alike(how):
     torch.testing.assert_close(centroid(moved[:, part]), red, atol=0.01, rtol=0)
     torch.testing.assert_close(centroid(named == label), red, atol=0.01, rtol=0)
     assert set(named.unique().tolist()) == {0, label}  # no label is blended out of two
+
+
+@pytest.mark.parametrize("flip", [0, 1])
+def test_kornia_moves_them_alike(flip):
+    """The same turn, size and shift in pixels, by kornia: pictures, part maps and label maps."""
+    how = Augmentation(flip=flip, shift=0.1, scale=0.2, rotation=25)
+    images, maps, labels = batch(6, 48)
+    pixels, moved, _ = augment(images, maps, PARTS, how, generator(7))
+    _, named, _ = augment(images, labels, HELEN, how, generator(7))
+
+    dx, dy, size, turn = 2 * torch.rand(7, 6, generator=generator(7))[1:5] - 1
+
+    def warp(x, mode, padding):
+        side = x.shape[-1]
+        back = get_affine_matrix2d(
+            how.shift * side * torch.stack([dx, dy], 1),
+            torch.full((6, 2), (side - 1) / 2),
+            (1 + how.scale * size)[:, None].expand(-1, 2),
+            how.rotation * turn,
+        )
+        return warp_affine(x, back.inverse()[:, :2], (side, side), mode, padding, True)
+
+    flipped = images.float() / 255, maps, labels
+    if flip:
+        flipped = flipped[0].flip(-1), PARTS.flip(maps), HELEN.flip(labels)
+    expected = warp(flipped[0], "bilinear", "border")
+    torch.testing.assert_close(pixels, expected, atol=2e-4, rtol=0)
+    torch.testing.assert_close(moved, warp(flipped[1], "bilinear", "zeros"), atol=2e-4, rtol=0)
+    nearest = warp(flipped[2][:, None].float(), "nearest", "border")[:, 0]
+    assert (named == nearest).float().mean() > 0.999  # a sample may lie between two pixels
+    assert (pixels - flipped[0]).abs().mean() > 0.1
 
 
 def test_moves_stay_within_their_ranges():

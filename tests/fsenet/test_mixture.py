@@ -170,7 +170,7 @@ def test_folding(tmp_path):
     assert (drawn.count, one.count) == (7, 1)
 
 
-def test_errors(tmp_path):
+def test_errors(tmp_path, capsys):
     path = write(tmp_path / "set.zip")
     for choice, text in {
         f"{path}:{KIND}": "the mix must be PATH:KIND:SPLITS:SHARE with a share above 0, at most 1",
@@ -192,3 +192,4 @@ def test_errors(tmp_path):
     shares = open_mix([f"{path}:{KIND}::1"], 7)
     with pytest.raises(ValueError, match="a batch takes 7 pictures and there are 6: lower"):
         mix(ingredient(40, 7), shares)
+    assert "1 of 7 pictures left out, which do not show both eyes" in capsys.readouterr().err

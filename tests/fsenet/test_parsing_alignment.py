@@ -15,7 +15,7 @@ from data.parsing_sets import LabelledPairs, ParsingPair
 from PIL import Image
 
 from partlocal.alignment import ARCFACE_TEMPLATE
-from partlocal.labels import LabelSet
+from partlocal.labels import HELEN, LabelSet
 
 REAL = Path(__file__).parents[2] / "../shared/data/fasseg256.zip"
 PARTS = {"eyes": 3, "nose": 4, "mouth": 5}
@@ -146,6 +146,35 @@ def test_skipped(tmp_path):
     del files["images/a.png"], files["labels/a.png"]
     with pytest.raises(ValueError, match="none of 2 label maps shows two eyes, nose and mouth"):
         aligned_pairs(LabelledPairs(make(tmp_path / "none.zip", files)), progress=False)
+
+
+def test_parts_in_one_place():
+    """Rings around one point say where a face is, and not how it lies."""
+    rows, columns = np.mgrid[:41, :41] - 20
+    ring = np.hypot(rows, columns).astype(int)
+    labels = np.zeros((41, 41), np.uint8)
+    for radius, name in ((3, "left_eye"), (6, "right_eye"), (9, "nose"), (12, "upper_lip")):
+        labels[ring == radius] = HELEN.index(name)
+    assert points_from_labels(labels, HELEN) is None
+
+
+def test_processes(tmp_path, monkeypatch):
+    """Many pictures are aligned by several processes: the same faces in the same order."""
+    files = {}
+    for number in range(5):
+        image, labels = draw(0.1 * number, 1.5, (30, 10), side=220)
+        files[f"images/{number}.png"] = encode(image)
+        files[f"labels/{number}.png"] = encode(labels) if number != 2 else b""
+    pairs = LabelledPairs(make(tmp_path / "set.zip", files))
+    alone = aligned_pairs(pairs, damaged=1, progress=False)
+    monkeypatch.setattr(parsing_alignment, "_FEW", 2)
+    monkeypatch.setattr(parsing_alignment, "DRAWERS", 2)
+    together = aligned_pairs(pairs, damaged=1, progress=False)
+    assert together.names == alone.names == ("0", "1", "3", "4")
+    assert together.lost == alone.lost
+    assert torch.equal(together.images, alone.images)
+    assert torch.equal(together.targets, alone.targets)
+    assert len({picture.sum().item() for picture in alone.images}) == 4
 
 
 def test_errors(tmp_path):

@@ -4,6 +4,7 @@ Each set keeps its own labels, so that it is mirrored in its own terms, and its 
 which of the parser's are meant.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -94,6 +95,12 @@ def mix(drawn: Ingredient, shares: Sequence[Share], damaged: int = 0) -> list[In
     found = [replace(drawn, count=left)] if left else []
     for share in shares:
         aligned = aligned_pairs(share.pairs, damaged=damaged)
+        if left_out := len(aligned.skipped):
+            print(
+                f"{share.pairs.title}: {left_out} of {len(share.pairs)} pictures left out, which "
+                "do not show both eyes, nose and mouth",
+                file=sys.stderr,
+            )
         _refuse_few(len(aligned), share.count, share.option)
         own = share.pairs.vocabulary
         data = TensorDataset(aligned.images, own.fold(aligned.targets, drawn.vocabulary.labels))

@@ -8,6 +8,7 @@ mouth.
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,8 @@ def points_from_labels(
         eyes = _part_eyes(pixels("eyes"), mouth.mean(0))
     if any(len(eye) == 0 for eye in eyes):
         return None
-    return np.stack([part.mean(0) for part in (*eyes, nose, mouth)])
+    points = np.stack([part.mean(0) for part in (*eyes, nose, mouth)])
+    return None if np.ptp(points, 0).max() < 1 else points
 
 
 def align_pair(
@@ -152,7 +154,9 @@ def aligned_pairs(
     Raises:
         ValueError: no face of the set can be aligned, or more pictures are damaged.
     """
-    images, targets, kept, skipped, lost = [], [], [], [], []
+    images = np.empty((len(pairs), size, size, 3), np.uint8)
+    targets: UInt8[np.ndarray, "n *g s s"] | None = None
+    kept, skipped, lost = [], [], []
     bar = tqdm(_align_each(pairs, size), "aligning", len(pairs), disable=not progress)
     for name, found in zip(pairs.names, bar, strict=True):
         if isinstance(found, str):
@@ -163,16 +167,17 @@ def aligned_pairs(
         elif found is None:
             skipped.append(name)
         else:
-            images.append(found[0])
-            targets.append(found[1])
+            if targets is None:
+                targets = np.empty((len(pairs), *found[1].shape), np.uint8)
+            images[len(kept)], targets[len(kept)] = found
             kept.append(name)
-    if not kept:
+    if targets is None:
         raise ValueError(
             f"{pairs.source.path}: none of {len(pairs)} label maps shows two eyes, nose and mouth"
         )
     return AlignedPairs(
-        torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
-        torch.from_numpy(np.stack(targets)),
+        torch.from_numpy(images[: len(kept)]).permute(0, 3, 1, 2),
+        torch.from_numpy(targets[: len(kept)]),
         tuple(kept),
         tuple(skipped),
         tuple(lost),
@@ -203,7 +208,15 @@ def _align_each(
     pairs: ParsingSet, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray] | str | None]:
     workers = DRAWERS if len(pairs) > _FEW else 0
-    return iter(DataLoader(_Aligning(pairs, size), batch_size=None, num_workers=workers))
+    # As they are: tensors from another process would keep a file open each.
+    loader = DataLoader(
+        _Aligning(pairs, size), batch_size=None, num_workers=workers, collate_fn=_unchanged
+    )
+    return iter(loader)
+
+
+def _unchanged(item: Any) -> Any:
+    return item
 
 
 def _part_eyes(pixels: np.ndarray, mouth: np.ndarray) -> list[np.ndarray]:

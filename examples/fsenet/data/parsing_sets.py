@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from data.archives import DamagedImage, Source
-from data.images import is_image, load_rgb
+from data.images import FORMATS, is_image, load_rgb
 from data.vocabularies import KINDS, Vocabulary
 
 
@@ -108,7 +108,7 @@ class ParsingSet(Dataset[ParsingPair]):
         """Return the numbers of a PNG as they are stored, whatever colours a palette gives them."""
         data, where = self.source.read(file), self._where(file)
         load_rgb(data, where)  # refuses what is damaged or too large
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.mode not in ("P", "L"):
             raise DamagedImage(f"{where} has mode {image.mode}: label maps are PNGs of mode P or L")
         return np.array(image)
