@@ -60,7 +60,7 @@ def one_line_errors() -> Iterator[None]:
     """End the process with one line for what the user can mend."""
     try:
         yield
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         if not _another_is_gone(error):

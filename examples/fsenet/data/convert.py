@@ -279,5 +279,5 @@ def remove(target: Path) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Arguments))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -37,6 +37,9 @@ class TableFile:
         import pyarrow as pa  # noqa: PLC0415  (only some formats need it)
         from pyarrow import parquet  # noqa: PLC0415
 
+        if int(pa.__version__.partition(".")[0]) < 15:
+            raise ModuleNotFoundError  # before 14.0.1 it unpickled what files hold
+
         self.schema: pa.Schema
         self._parquet = self._batches = None
         if self.path.suffix == ".parquet":
@@ -136,7 +139,7 @@ def damaged_file(path: Path) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"{path} needs pyarrow: pip install pyarrow") from None
+        raise ModuleNotFoundError(f"{path} needs pyarrow: pip install 'pyarrow>=15'") from None
     except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
