@@ -146,7 +146,7 @@ def options_of(script: str) -> set[str]:
 def test_options_named_in_the_docs_exist():
     pytest.importorskip("tyro")
     known = {"--help", "--nproc-per-node", "--nnodes"}
-    for script in ("options.py", "train_parser.py", "evaluate.py", "data/convert.py"):
+    for script in ("options.py", "train_parser.py", "evaluate.py", "extract.py", "data/convert.py"):
         known |= options_of(script)
     known |= set(
         re.findall(r'"(--[a-z-]+)"', (ROOT / "examples/fsenet/data/procedural.py").read_text())
