@@ -7,8 +7,8 @@ What MegaFace asks for: 4,000 probes against all distractors, which lie in an `.
 read a block at a time; kept are the thousand best of each probe, and the highest of all scores, as
 many as a FAR of 1e-4 needs. Every width is searched in a process of its own, whose largest resident
 size is printed, and the processor's seconds beside the clock's: on a busy machine the clock says
-little. For 16 probes all products are then taken again, without the search's code, in
-fp32: the entries found must be the same, and the largest difference of scores is printed.
+little. For 16 probes all products are then taken again in fp32, without the search's code: the
+entries found must be the same, and the largest difference of scores is printed.
 """
 
 import argparse
@@ -49,17 +49,8 @@ def main() -> None:
         return
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     print(f"{cores} cores, load {load:.1f} before; {options.probes} probes")
-    print(
-        "distractors",
-        "width",
-        "kind",
-        "seconds",
-        "of CPU",
-        "GB",
-        "same entries",
-        "difference",
-        sep="\t",
-    )
+    columns = ("distractors", "width", "kind", "seconds", "of CPU", "GB", "same", "difference")
+    print(*columns, sep="\t")
     for width in options.widths:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             file = Path(folder) / "distractors.npy"
@@ -70,10 +61,9 @@ def main() -> None:
                 list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True
             )
             found = json.loads(done.stdout)
-        print(
-            options.distractors, width, np.dtype(dtype).name, f"{found['seconds']:.0f}",
-            f"{found['cpu']:.0f}", f"{found['gb']:.2f}", found["same"], f"{found['difference']:.1e}", sep="\t", flush=True,
-        )  # fmt: skip
+        times, size = (f"{found['seconds']:.0f}", f"{found['cpu']:.0f}"), f"{found['gb']:.2f}"
+        numbers = (*times, size, found["same"], f"{found['difference']:.1e}")
+        print(options.distractors, width, np.dtype(dtype).name, *numbers, sep="\t", flush=True)
     print(f"load {os.getloadavg()[0]:.1f} after")
 
 
