@@ -150,7 +150,9 @@ def test_options_named_in_the_docs_exist():
         "options.py",
         "train_parser.py",
         "score_parser.py",
+        "ablate.py",
         "evaluate.py",
+        "extract.py",
         "data/convert.py",
     ):
         known |= options_of(script)

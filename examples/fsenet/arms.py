@@ -80,7 +80,7 @@ def measure(
         }
         if pairs.identities is not None:
             numbers[name] |= _by_person(vectors, scores[name], pairs, pairs.identities)
-        else:
+        if pairs.identities is None or test.flags.get("comparable_with_published"):
             numbers[name]["insightface"] = as_insightface(scores[name], pairs.same, pairs.fold)
         if test.lfw is not None:
             found = test.lfw.evaluate_held_out(

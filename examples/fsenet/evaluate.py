@@ -164,6 +164,8 @@ def evaluate_features(arguments: Arguments) -> dict[str, Any]:
         )
     if arguments.all_folds:
         raise ValueError("--all-folds is for --protocol lfw: leave it out")
+    if arguments.features is not None and holds_embeddings(features):
+        raise ValueError("--features is where a network's embeddings go: these are there already")
     unit, made, arm = arguments.unit_features, dict[str, Any](), "embeddings"
     with TemporaryDirectory() as scratch:
         if not holds_embeddings(features):  # a network, and IJB's pictures

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,7 +44,7 @@ from tqdm import tqdm
 from partlocal import PartLocalNet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Extraction:
     """How pictures are described.
 
@@ -70,28 +70,26 @@ class Extraction:
     flush_seconds: float = 20.0
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Extraction):
     """Describe pictures with a trained network.
 
     Args:
         network: the `network/` or `baseline/` folder of a run.
         faces: a folder, zip, tar or `.rec` of aligned faces, or IJB's folder.
         output: the folder to fill, or to go on with.
-        extraction: how.
     """
 
     network: Annotated[Path, tyro.conf.Positional]
     faces: Path
     output: Path
-    extraction: Annotated[Extraction, tyro.conf.arg(name="")] = field(default_factory=Extraction)
 
 
 def main(arguments: Arguments) -> None:
     """Open network and pictures, describe, say what is there."""
-    check_numbers(arguments.extraction)
+    check_numbers(arguments)
     pictures = open_to_describe(arguments.faces)
-    folder = extract(arguments.network, pictures, arguments.output, arguments.extraction)
+    folder = extract(arguments.network, pictures, arguments.output, arguments)
     left = len(folder.todo())
     print(
         f"{arguments.output}: {folder.count} pictures, {folder.damaged()} of them damaged"

@@ -106,7 +106,9 @@ class Nearest:
             floor = np.nextafter(np.partition(scores, -k, axis=1)[:, -k, None], -np.inf)
         row, column = np.divmod(np.flatnonzero(scores > floor), scores.shape[1])
         if len(row):
-            self._waiting.append((rows.start + row, columns.start + column, scores[row, column]))
+            self._waiting.append((
+                (rows.start + row).astype(np.int32), columns.start + column, scores[row, column]
+            ))  # fmt: skip
             self._counts[rows] += np.bincount(row, minlength=len(scores))
             # Sorting takes long, and is put off; what waits is bounded, whatever the order.
             if self._counts.max() > max(k, _WAITING):
@@ -115,19 +117,20 @@ class Nearest:
     def _merge(self) -> None:
         if not self._waiting:
             return
+        k, counts = self._scores.shape[1], self._counts
         row, column, scores = map(np.concatenate, zip(*self._waiting, strict=True))
+        self._waiting = []
         order = np.argsort(row, kind="stable")
-        row, k = row[order], self._scores.shape[1]
-        some, at, counts = np.unique(row, return_inverse=True, return_counts=True)
-        place = k + np.arange(len(row)) - (np.cumsum(counts) - counts)[at]
-        found = np.full((len(some), k + counts.max()), -np.inf, np.float32)
-        found[:, :k], found[at, place] = self._scores[some], scores[order]
+        row, column, scores = row[order], column[order], scores[order]
+        place = np.arange(k, k + len(row)) - (np.cumsum(counts) - counts)[row]
+        found = np.full((len(counts), k + counts.max()), np.inf, np.float32)  # of what is negated
+        found[:, :k], found[row, place] = -self._scores, -scores
+        best = np.argsort(found, axis=1, kind="stable")[:, :k]
+        self._scores = -np.take_along_axis(found, best, 1)
         who = np.full(found.shape, -1, np.int64)
-        who[:, :k], who[at, place] = self._entries[some], column[order]
-        best = np.argsort(-found, axis=1, kind="stable")[:, :k]
-        self._scores[some] = np.take_along_axis(found, best, 1)
-        self._entries[some] = np.take_along_axis(who, best, 1)
-        self._waiting, self._counts[:] = [], 0
+        who[:, :k], who[row, place] = self._entries, column
+        self._entries = np.take_along_axis(who, best, 1)
+        self._counts[:] = 0
 
 
 class Highest:

@@ -1,4 +1,4 @@
-"""IJB's loose crops: cut as OpenCV cuts them, described and evaluated in one go."""
+"""IJB's loose crops: cut by their points, described and evaluated in one go."""
 
 import json
 import re
@@ -85,6 +85,8 @@ def test_evaluate(world, tmp_path, capsys, kept):
         evaluate.main(Arguments(place, "ijbc", world))
         again = json.loads(capsys.readouterr().out)
         assert again["arms"]["embeddings"] == numbers
+        with pytest.raises(ValueError, match="--features is where a network's embeddings go: the"):
+            evaluate.main(Arguments(place, "ijbc", world, features=place))
 
 
 def test_errors(world, tmp_path):

@@ -233,17 +233,18 @@ def test_sources(networks, faces, whole, tmp_path):
 
 
 def test_command(networks, faces, tmp_path, capsys):
-    how = Extraction(batch_size=4)
-    arguments = extract.Arguments(networks / "baseline", faces, tmp_path / "f", how)
+    arguments = extract.Arguments(
+        network=networks / "baseline", faces=faces, output=tmp_path / "f", batch_size=4
+    )
     extract.main(arguments)
     said = f"{tmp_path / 'f'}: {COUNT} pictures, 0 of them damaged\n"
     assert capsys.readouterr().out == said
-    other = dataclasses.replace(arguments, extraction=Extraction(batch_size=5))
+    other = dataclasses.replace(arguments, batch_size=5)
     message = "was begun with batch_size 4, and this is 5: name another folder, or go on with"
     with pytest.raises(ValueError, match=message):
         extract.main(other)
     with pytest.raises(ValueError, match="--batch-size must be between 2 and"):
-        extract.main(dataclasses.replace(arguments, extraction=Extraction(batch_size=1)))
+        extract.main(dataclasses.replace(arguments, batch_size=1))
 
 
 def test_errors(networks, faces, whole, tmp_path):

@@ -74,7 +74,7 @@ def _find(path: Path, names: Sequence[str], listed: PairList) -> np.ndarray:
     if missing:
         raise ValueError(
             f"{path} lacks {len(missing)} of the {len(listed.pictures)} pictures that the pairs "
-            f"name: {', '.join(missing[:20])}" + (", ..." if missing[20:] else "")
+            f"name: {', '.join(missing)}"
         )
     return np.array(found)
 

@@ -11,7 +11,7 @@ Where a network can describe the pictures, there are some, of drawn faces.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -173,8 +173,8 @@ def write_ijb(name: Name, folder: Path, seed: int = 0) -> tuple[list[str], np.nd
 def write_pair_set(name: Listed, folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
     """Twenty drawn people, two a fold, with a pair of each kind a fold for each of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng, views = np.random.default_rng(seed), ("frontal", "profile")
-    faces, names = ProceduralFaces(seed, 2 * FOLDS, 4), list[str]()
+    rng, views, names = np.random.default_rng(seed), ("frontal", "profile"), list[str]()
+    pictures = _drawn(seed, 2 * FOLDS, 4)
     for person, sample in np.ndindex(2 * FOLDS, 4):
         if name.startswith("cfp"):
             names.append(f"{person + 1:03d}/{views[sample // 2]}/{sample % 2 + 1:02d}.jpg")
@@ -183,7 +183,7 @@ def write_pair_set(name: Listed, folder: Path, seed: int = 0) -> tuple[list[str]
         place = "Data/Images" if name.startswith("cfp") else "aligned images"
         path = folder / place / names[-1]
         path.parent.mkdir(parents=True, exist_ok=True)
-        _picture(faces[4 * person + sample]).save(path, quality=95)
+        pictures[4 * person + sample].save(path, quality=95)
     second = 2 if name == "cfp_fp" else 1  # a profile
     pairs = [(4 * p, 4 * p + second, True, p // 2) for p in range(2 * FOLDS)]
     pairs += [(4 * p, 4 * (p ^ 1) + second, False, p // 2) for p in range(2 * FOLDS)]
@@ -213,6 +213,12 @@ def write_ytf(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
     (folder / "splits.txt").write_text("\n".join([titles, *rows]) + "\n")
     YtfProtocol.read(folder)
     return names, np.array(features, dtype=np.float32)
+
+
+@lru_cache(maxsize=1)
+def _drawn(seed: int, people: int, samples: int) -> list[Image.Image]:
+    faces = ProceduralFaces(seed, people, samples)
+    return [_picture(faces[i]) for i in range(len(faces))]
 
 
 def _picture(face: dict[str, Any]) -> Image.Image:
