@@ -145,7 +145,8 @@ def options_of(script: str) -> set[str]:
 
 def test_options_named_in_the_docs_exist():
     pytest.importorskip("tyro")
-    known = {"--help", "--nproc-per-node", "--nnodes"}
+    known = {"--help", "--logdir"}
+    known |= {"--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port"}
     for script in (
         "options.py",
         "train_parser.py",
