@@ -17,7 +17,7 @@ def numbers(options, above=()):
         value, path = getattr(options, field.name), (*above, field.name)
         if is_dataclass(value):
             yield from numbers(value, path)
-        elif isinstance(value, int | float | tuple) and not isinstance(value, bool):
+        elif isinstance(value, int | float | tuple) and value != () and type(value) is not bool:
             yield path
 
 
