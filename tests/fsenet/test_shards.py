@@ -148,6 +148,7 @@ def test_hostile_headers(tmp_path):
         "no tar header at byte 0 ": b"\x89PNG" * 300,
         "no tar header at byte 512": header(size=b"0") + bytes([7]) * BLOCK,
         "no tar header at byte 0  ": header(size=b"-0000001000"),
+        "no tar header at byte  0": header()[:-1] + b"x",  # its sum is another
         "no tar header at byte 0   ": header(size=b"1_000"),
         "cut short at byte 1536, inside 'a.jpg'": header(size=b"77777777777") + end,
         "cut short at byte 1536, inside  'a.jpg'": header(size=b"\x80" + b"\xff" * 11) + end,

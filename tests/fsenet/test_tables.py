@@ -11,13 +11,14 @@ import pytest
 import torch
 from data import table_files, tables
 from data.archives import DamagedImage
-from data.batches import BatchPlan, StepSampler, generator, shuffled
+from data.batches import BatchPlan, StepSampler, generator, load_batches, shuffled
 from data.damage import Damage
 from data.images import Pieces
 from data.pictures import open_pictures
 from data.tables import IdentityTable, write_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import TensorDataset
 
 pa = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
@@ -336,3 +337,12 @@ def test_each_group_is_read_once(tmp_path, small_groups, monkeypatch):
     windows = [{table.pieces.number[i] for i in chain(*steps[k : k + 2])} for k in (0, 2)]
     assert all(len(window) == 4 for window in windows)
     assert torch.tensor(steps[0]).diff().unique().numel() > 3
+
+
+def test_batches_follow_pieces():
+    """What a data set says of its pieces reaches the order of its batches."""
+    data, plan = TensorDataset(torch.arange(40)), BatchPlan(8, 5, seed=0)
+    data.pieces = Pieces(np.arange(40) // 4, 2)
+    seen = [batch.tolist() for _, (batch,) in load_batches(data, plan, 0)]
+    assert seen == [*StepSampler(40, plan, pieces=data.pieces)]
+    assert seen != [*StepSampler(40, plan)]
