@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "examples/fsenet"), str(ROOT)]
 
 import numpy as np
-from embeddings import Stored
 from machine import peak_memory_gb
+from stored import Stored
 from tqdm import tqdm
 
 from partlocal.evaluation import Highest, Nearest, score_blocks

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 from checkpoint import whole_file
-from embeddings import Stored
 from jaxtyping import Float, Int
 from machine import write_json
+from stored import Stored
 
 _PATIENCE = 600.0  # seconds that others wait until the first process has laid the folder out
 

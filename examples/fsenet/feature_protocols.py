@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from embeddings import Rows, embedding_rows, load_embeddings
+from embeddings import embedding_rows, load_embeddings
 from protocols.devkit import FeatureFiles, write_results
 from protocols.ijb import IjbProtocol, Name
 from protocols.ijba import IjbaProtocol, Pooling
 from protocols.megaface import Cleaning, MegafaceProtocol
 from protocols.ytf import YtfProtocol
+from stored import Rows
 
 Found = tuple[dict[str, Any], dict[str, Any]]
 
@@ -68,11 +68,10 @@ def evaluate_ijba(lists: Path, embeddings: Path, unit: bool, pooling: Pooling) -
             f"{embeddings} holds no embedding of a face of the lists: they are called by their "
             f"FILE, as {names[0]!r} and {names[1]!r}"
         )
-    whole = np.arange(len(loaded.names))
     how = {"faces": "mean of its faces, then L2", "media": "mean of its media's means, then L2"}
     flags = {"feature_norm": "N0" if unit else "N1", "template": how[pooling]}
     flags |= {"empty_template": "below all others", "list_sha256": protocol.hashes}
-    return flags, protocol.evaluate(rows, Rows(loaded.vectors, whole), unit, pooling)
+    return flags, protocol.evaluate(rows, loaded.vectors, unit, pooling)
 
 
 def evaluate_megaface(lists: Path, features: Path, options: MegafaceOptions, seed: int) -> Found:

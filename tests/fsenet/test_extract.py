@@ -19,11 +19,12 @@ import pytest
 import torch
 from data.records import write_identities
 from describe import describe
-from embeddings import Rows, Stored, embedding_rows, load_embeddings
+from embeddings import embedding_rows, load_embeddings
 from extract import Extraction, open_to_describe
 from feature_folder import FeatureFolder
 from model import GlobalNet, load_network
 from PIL import Image
+from stored import Rows, Stored
 
 from partlocal import HELEN, ParsingNet, PartLocalNet
 from partlocal.backbone import Backbone
