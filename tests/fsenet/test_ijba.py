@@ -105,6 +105,25 @@ def test_reference(world, capsys, pooling, unit):
     assert 0.1 < np.mean(rates) < 0.95
 
 
+def test_empty_template():
+    """By hand: a pair of an empty template is not accepted even where all impostors score -1."""
+
+    def faces(templates, subjects):
+        numbers = np.array(templates)
+        files = tuple(f"{template}.jpg" for template in templates)
+        return Faces(numbers, np.array(subjects), files, numbers, numbers)
+
+    compared, gallery = faces([1, 2, 3], [1, 1, 2]), faces([2], [1])
+    split = Split(compared, np.array([1, 2]), np.array([2, 3]), gallery, faces([2, 3], [1, 2]))
+    rows, features = {"2.jpg": 0, "3.jpg": 1}, np.array([[1.0, 0.0], [-1.0, 0.0]])
+    found = IjbaProtocol({1: split}, {}).evaluate(rows, features)["splits"]["1"]
+    assert found["tar_at_far"]["strict"]["0.1"] == 0
+    assert (found["empty_templates"], found["faces_without_embedding"]) == (1, 1)
+    rows["1.jpg"] = 0  # no longer empty
+    found = IjbaProtocol({1: split}, {}).evaluate(rows, features)["splits"]["1"]
+    assert found["tar_at_far"]["strict"]["0.1"] == 1
+
+
 def test_layout(world, tmp_path):
     """Titles in any order and number, as in the real lists, whose lines have 25 fields."""
     folder, _ = world
