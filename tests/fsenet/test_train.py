@@ -111,7 +111,7 @@ def test_bad_input(tmp_path):
         "seed": ["--seed=-1", "--seed must be between 0 and"],
         "nobody": ["--identities", "0", "--identities must be between 2 and"],
         "nan": ["--lr", "nan", "--lr must be between 0 and 1000; got nan"],
-        "empty": ["--parsing", str(old), "old holds no split 'frontal02-test'"],
+        "empty": ["--parsing", str(old), "old holds no pairs images/NAME"],
         "no pictures": ["--faces", str(old), "old holds no pictures (1 files)"],
     }
     calls = [TINY + case[:-1] for case in cases.values()]
