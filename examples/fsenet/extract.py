@@ -4,8 +4,8 @@
     python examples/fsenet/extract.py runs/lfw-0/network --faces train.rec --output features/
     torchrun --nproc-per-node=2 examples/fsenet/extract.py NETWORK --faces IJBC/ --output features/
 
-Reads a folder, zip or tar of aligned faces at any depth, insightface's `.rec`, or IJB's loose crops
-with their list of points, from which it cuts the faces. `features/` holds `embeddings.npy`, which
+Reads a folder, zip or tar of aligned faces at any depth, the other formats that `train.py` reads, or
+IJB's loose crops with their list of points, from which it cuts the faces. `features/` holds `embeddings.npy`, which
 can be mapped into memory, and `embeddings.txt`, a name a line; `evaluate.py` takes it wherever it
 takes an `.npz`. The same command again goes on where a kill has left it, with any number of
 processes; on a CPU the result is bit for bit that of a run that was not stopped.
@@ -27,9 +27,9 @@ import tyro
 from data.archives import DamagedImage
 from data.batches import worker_errors
 from data.faces import SIZE
-from data.images import IdentityPictures
+from data.images import IdentityFolder, IdentityPictures
 from data.loose import LoosePictures
-from data.pictures import holds_records, open_pictures
+from data.pictures import open_pictures, reader_of
 from describe import TestTime, describe
 from feature_folder import FeatureFolder
 from fit import Workplace
@@ -101,9 +101,9 @@ def open_to_describe(path: Path) -> IdentityPictures:
     """Open whatever holds faces.
 
     Raises:
-        FileNotFoundError, ValueError: see `LoosePictures`, `IdentityRecords` and `LooseCrops`.
+        FileNotFoundError, ValueError: see `open_pictures`, `LoosePictures` and `LooseCrops`.
     """
-    if holds_records(path):
+    if reader_of(path) is not IdentityFolder:
         return open_pictures(path, size=SIZE)
     reader = LooseCrops if holds_crops(path) else LoosePictures
     return reader(path, size=SIZE)

@@ -135,10 +135,10 @@ def test_kornia_moves_them_alike(flip):
     """The same turn, size and shift in pixels, by kornia: pictures, part maps and label maps."""
     how = Augmentation(flip=flip, shift=0.1, scale=0.2, rotation=25)
     images, maps, labels = batch(6, 48)
-    pixels, moved, _ = augment(images, maps, PARTS, how, generator(7))
-    _, named, _ = augment(images, labels, HELEN, how, generator(7))
+    pixels, moved, _ = augment(images, maps, PARTS, how, numbers(7, 6))
+    _, named, _ = augment(images, labels, HELEN, how, numbers(7, 6))
 
-    dx, dy, size, turn = 2 * torch.rand(7, 6, generator=generator(7))[1:5] - 1
+    dx, dy, size, turn = 2 * numbers(7, 6)[1:5] - 1
 
     def warp(x, mode, padding):
         side = x.shape[-1]

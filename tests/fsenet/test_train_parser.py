@@ -129,7 +129,9 @@ def test_resumed(tmp_path, monkeypatch):
     def train(folder, stop=None):
         torch.manual_seed(0)
         parser = ParsingNet(HELEN, 4, 1, bottleneck_size=4, input_size=32, grid=8)
-        place = Workplace(tmp_path / folder, torch.device("cpu"), checkpoint_seconds=0)
+        place = Workplace(
+            tmp_path / folder, torch.device("cpu"), checkpoint_seconds=0, checkpoint_share=1
+        )
         place.folder.mkdir(exist_ok=True)
         forward, calls = TrainedParser.forward, []
 
