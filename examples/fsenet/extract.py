@@ -4,11 +4,12 @@
     python examples/fsenet/extract.py runs/lfw-0/network --faces train.rec --output features/
     torchrun --nproc-per-node=2 examples/fsenet/extract.py NETWORK --faces IJBC/ --output features/
 
-Reads a folder, zip or tar of aligned faces at any depth, the other formats that `train.py` reads, or
-IJB's loose crops with their list of points, from which it cuts the faces. `features/` holds `embeddings.npy`, which
-can be mapped into memory, and `embeddings.txt`, a name a line; `evaluate.py` takes it wherever it
-takes an `.npz`. The same command again goes on where a kill has left it, with any number of
-processes; on a CPU the result is bit for bit that of a run that was not stopped.
+Reads a folder, zip or tar of aligned faces at any depth, the other formats that `train.py` reads,
+or IJB's loose crops with their list of points, from which it cuts the faces. `features/` holds
+`embeddings.npy`, which can be mapped into memory, and `embeddings.txt`, a name a line;
+`evaluate.py` takes it wherever it takes an `.npz`. The same command again goes on where a kill has
+left it, with any number of processes; on a CPU the result is bit for bit that of a run that was not
+stopped.
 """
 
 import hashlib

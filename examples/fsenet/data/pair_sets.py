@@ -49,7 +49,7 @@ def published_test_set(path: Path, name: Published, lfw_folds: Sequence[int]) ->
     chosen = pictures.take(_find(path, pictures.paths, listed))
     flags = {"name": name, "folds": 10, "pairs": len(listed.pairs.same)}
     flags |= {"list_sha256": listed.hashes}
-    return TestSet(decode_all(chosen), chosen.paths, listed.pairs, flags)
+    return TestSet(decode_all(chosen)[1], chosen.paths, listed.pairs, flags)
 
 
 def _find(path: Path, names: Sequence[str], listed: PairList) -> np.ndarray:
