@@ -1,11 +1,15 @@
 """The paper's tables rerun: arms, networks, verdicts, and whole small studies."""
 
+import importlib
 import itertools
 import json
 import math
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import ablation.study
+import ablation.timing
 import iresnet  # noqa: F401
 import numpy as np
 import pytest
@@ -362,50 +366,95 @@ def test_judge(trial):
     assert [claim["of_the_paper"] for claim in claims] == [True, False]
 
 
-def test_a_study_runs_once(tmp_path, monkeypatch, capsys):
-    """Both networks train, are judged and written; a second call trains nothing."""
-    monkeypatch.setitem(ablation.study.PROFILES, "default", SMALL)
-    study = Study(seeds=2, output=tmp_path / "runs")
+@pytest.fixture(scope="module")
+def small():
+    """Drawn worlds of twenty people and trainings of two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ablation.study.PROFILES, "default", SMALL)
+        yield
+
+
+@pytest.fixture(scope="module")
+def studied(small, tmp_path_factory):
+    """All trials of table 7 and two seeds, and where they are kept."""
+    output = tmp_path_factory.mktemp("trials")
+    study = Study(seeds=2, output=output)
     study.check()
-    table = replace(TABLES[7], rows=tuple(r for r in TABLES[7].rows if r.arm.kind != "wide"))
-    controls = tuple(pair for pair in table.controls if "numbers" not in pair[1])
-    table = replace(table, controls=controls)
-    arms = [row.arm for row in table.rows]
-    trials = study.collect(arms)
-    assert {arm.kind: len(found) for arm, found in trials.items()} == {"global": 2, "fsenet": 2}
-    assert trials[FSENET][0].about["steps"] == SMALL.steps
-    assert trials[FSENET][0].about["people"] == 20
+    return study, study.collect([row.arm for row in TABLES[7].rows])
+
+
+def test_a_study(studied):
+    study, trials = studied
+    counts = {arm.kind: len(found) for arm, found in trials.items()}
+    assert counts == {"global": 2, "wide": 2, "fsenet": 2}
+    about = trials[FSENET][0].about
+    assert (about["steps"], about["people"], about["pictures"]) == (SMALL.steps, 20, 40)
+    assert about["numbers"] == 2 * 380  # of both views
     assert not list(study.place.folder.glob("*-unfinished"))
     assert not list(study.place.folder.glob("maps-*"))
     scores = [trial.scores["global half"] for trial in trials[FSENET]]
     assert not np.array_equal(*scores)  # seeds are different worlds
 
-    monkeypatch.setattr(ablation.study, "run_trial", pytest.fail)
-    again = Study(seeds=2, output=tmp_path / "runs").collect(arms)
+
+def refuse(*_):
+    raise AssertionError("something is trained")
+
+
+def test_a_second_study_trains_nothing(studied, monkeypatch):
+    study, trials = studied
+    monkeypatch.setattr(ablation.study, "run_trial", refuse)
+    again = Study(seeds=2, output=study.output).collect(list(trials))
     for arm, trial in itertools.product(again, range(2)):
         np.testing.assert_array_equal(
             again[arm][trial].scores["global half"], trials[arm][trial].scores["global half"]
         )
+    with pytest.raises(AssertionError, match="trained"):  # other options, other trials
+        Study(seeds=1, steps=3, output=study.output).collect([FSENET])
 
-    rows, claims = judge(table, again, 0.6)
-    found = {"table": 7, "title": table.title, **study.about(), "conflicts": ["a conflict"]}
+
+def test_a_table_is_printed_and_written(studied, tmp_path, capsys):
+    study, trials = studied
+    rows, claims = judge(TABLES[7], trials, 0.6)
+    found = {"table": 7, "title": "test", **study.about(), "conflicts": ["a conflict"]}
     found |= {"rows": [{**row, "paper": {"accuracy": 99.0}} for row in rows], "claims": claims}
     print_table(found)
     printed = capsys.readouterr().out
     assert "accuracy 99" in printed
+    assert "of the paper's 1 directions" in printed
     assert "the paper contradicts itself: a conflict" in printed
-    written = write_evidence(found, tmp_path / "evidence")
+    written = write_evidence(found, tmp_path)
     assert written.name == "table7-procedural.json"
     assert json.loads(written.read_text())["rows"][0]["name"] == "global"
     assert written.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_times(parser, tmp_path):
-    times = time_arms(SMALL, parser, Workplace(tmp_path, torch.device("cpu")), 50, rounds=1)
+def test_the_headline_benchmark_takes_these_trials(studied, tmp_path, monkeypatch, capsys):
+    study, _ = studied
+    accuracy = importlib.import_module("benchmarks.accuracy")
+    monkeypatch.setattr(ablation.study, "run_trial", refuse)
+    accuracy.main(accuracy.Arguments(seeds=2, trials=study.output, output=tmp_path))
+    (table,) = json.loads((tmp_path / "accuracy.json").read_text())["tables"]
+    assert len(table["claims"]) == 6
+    assert "global + local against control: uniform maps" in capsys.readouterr().out
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_of_evidence():
+    """`python docs/evidence.py` writes it."""
+    docs = Path(__file__).parents[2] / "docs"
+    page = runpy.run_path(str(docs / "evidence.py"))
+    text = (docs / "evidence.md").read_text()
+    for lines in page["blocks"]().values():
+        assert "\n".join(lines) in text
+
+
+def test_times(parser, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation.timing, "BATCH", 5)
+    times = time_arms(SMALL, parser, Workplace(tmp_path, torch.device("cpu")), 20, rounds=2)
     assert {name: found["pictures"] for name, found in times.items()} == {
-        "global": 50,
-        "ready maps": 50,
-        "FSENet": 50,
+        "global": 20,
+        "ready maps": 20,
+        "FSENet": 20,
     }
     assert times["FSENet"]["milliseconds"] > times["ready maps"]["milliseconds"]
 
