@@ -20,12 +20,10 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "examples/fsenet"), str(ROOT / "benchmarks")]
 
 import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
-import torch
 import tyro
 from ablation.evidence import draw_rows, print_table
 from ablation.study import Study
 from ablation.tables import TABLES
-from ablation.verdict import judge
 from checkpoint import whole_file
 from common import circumstances, machine
 from machine import keep_freed_memory, write_json
@@ -58,32 +56,27 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Run the trials that are missing, print both tables, write JSON and figure."""
-    keep_freed_memory()
     how = (arguments.seeds, arguments.steps, arguments.quick, arguments.trials)
     studies = [Study("procedural", None, *how)]
     if arguments.faces is not None:
         studies.append(Study("lfw", arguments.faces, *how))
-    tables = [compare(study) for study in studies]
-    for table in tables:
-        print_table(table)
-
+    for study in studies:
+        study.check()
+    keep_freed_memory()
     device = studies[0].place.device
     output = arguments.output or ROOT / "benchmarks/results" / machine(device)
     output.mkdir(parents=True, exist_ok=True)
     name = "accuracy-quick" if arguments.quick else "accuracy"
-    write_json({"circumstances": circumstances(device), "tables": tables}, output / f"{name}.json")
-    with whole_file(output / f"{name}.png") as file:
-        draw(tables).savefig(file, format="png", dpi=110)
+    tables = []
+    for study in studies:
+        trials = study.collect([row.arm for row in TABLES[HEADLINE].rows])
+        tables.append(study.judged(HEADLINE, trials))
+        print_table(tables[-1])
+        found = {"circumstances": circumstances(device), "tables": tables}
+        write_json(found, output / f"{name}.json")
+        with whole_file(output / f"{name}.png") as file:
+            draw(tables).savefig(file, format="png", dpi=110)
     print(f"\n{output / name}.json and .png")
-
-
-def compare(study: Study) -> dict[str, Any]:
-    """Return the headline table of one data set, judged."""
-    table = TABLES[HEADLINE]
-    trials = study.collect([row.arm for row in table.rows])
-    rows, claims = judge(table, trials, study.options.local_weight)
-    found = {"table": HEADLINE, "title": table.title, **study.about(), "conflicts": []}
-    return {**found, "rows": [{**row, "paper": {}} for row in rows], "claims": claims}
 
 
 def draw(tables: list[dict[str, Any]]) -> plt.Figure:
@@ -100,6 +93,5 @@ def draw(tables: list[dict[str, Any]]) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     with one_line_errors():
         main(tyro.cli(Arguments))

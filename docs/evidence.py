@@ -32,43 +32,49 @@ def blocks() -> dict[str, list[str]]:
 
 def section(table: dict[str, Any]) -> list[str]:
     """Return one table with its heading and its comparisons."""
-    seeds = f"{table['seeds']} seed" + "s" * (table["seeds"] > 1)
-    head = f"### Table {table['table']}, {table['title']}: {DATA[table['data']]}"
-    lines = [head, "", f"{seeds}, {_cost(table)}, commit {table['versions']['commit']}.", ""]
-    if "times" in table:
-        return [*lines, *times(table["times"]), "", *conflicts(table)]
-    lines += ["| arm | accuracy, % | AUC | TAR at FAR 1 %, % | paper |", "|---|---:|---:|---:|---|"]
+    commits = " and ".join(table["versions"]["commit"])
+    data = "" if "times" in table else f": {DATA[table['data']]}"
+    head = f"### Table {table['table']}, {table['title']}{data}"
+    lines = [head, "", f"{_circumstances(table)}, {table['precision']}, commit {commits}.", ""]
+    lines += times(table) if "times" in table else arms(table)
+    if table["evidence"]:
+        name = f"table{table['table']}-{table['data']}.png"
+        lines += ["", f"![The same table as a figure](evidence/{name})"]
+    claims = [f"- {claim_text(claim)}" for claim in table.get("claims", [])]
+    return [*lines, "", *claims, *conflicts(table), *[""] * bool(claims or table["conflicts"])]
+
+
+def arms(table: dict[str, Any]) -> list[str]:
+    """Return the table of accuracies."""
+    lines = ["| arm | accuracy, % | AUC | TAR at FAR 1 %, % | paper |", "|---|---:|---:|---:|---|"]
     for row in table["rows"]:
         over = row["over_seeds"]
         cells = [row["name"], percent(over["accuracy"]), f"{over['auc']['mean']:.4f}"]
         cells += [f"{100 * over['tar_at_far_0.01']['mean']:.1f}", in_paper(row["paper"])]
         lines.append(f"| {' | '.join(cells)} |")
-    if table["evidence"]:
-        name = f"table{table['table']}-{table['data']}.png"
-        lines += ["", f"![Accuracy of each arm, each seed, mean and interval](evidence/{name})"]
-    lines += ["", *(f"- {claim_text(claim)}" for claim in table["claims"]), ""]
-    return [*lines, *conflicts(table)]
+    return lines
 
 
-def times(found: dict[str, dict[str, float]]) -> list[str]:
+def times(table: dict[str, Any]) -> list[str]:
     """Return the table of times."""
-    rows = ["| | milliseconds a picture | seconds | pictures |", "|---|---:|---:|---:|"]
+    rows = ["| | ms a picture | seconds | pictures | paper |", "|---|---:|---:|---:|---|"]
     return rows + [
-        f"| {name} | {t['milliseconds']:.2f} | {t['seconds']:.1f} | {t['pictures']} |"
-        for name, t in found.items()
+        f"| {row['name']} | {row['milliseconds']:.2f} | {row['seconds']:.1f} | {row['pictures']} "
+        f"| {in_paper(row['paper'])} |"
+        for row in table["times"]
     ]
 
 
 def conflicts(table: dict[str, Any]) -> list[str]:
     """Return where the paper contradicts itself in this table."""
-    said = [f"- In the paper {text}." for text in table["conflicts"]]
-    return [*said, ""] if said else []
+    return [f"- In the paper {text}." for text in table["conflicts"]]
 
 
-def _cost(table: dict[str, Any]) -> str:
+def _circumstances(table: dict[str, Any]) -> str:
     if "times" in table:
-        return f"{table['threads']} threads, {table['precision']}"
-    return f"{table['steps']} steps, {table['precision']}"
+        return f"`{table['backbone']}`, {table['threads']} threads"
+    seeds = f"{table['seeds']} seed" + "s" * (table["seeds"] > 1)
+    return f"{seeds}, {table['steps']} steps"
 
 
 def main() -> None:

@@ -13,33 +13,25 @@ to `--evidence` as JSON and a figure.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
-import torch
 import tyro
-from ablation.evidence import print_table, write_evidence
-from ablation.paper import conflicts, paper_row, read_paper
+from ablation.evidence import print_table, print_times, write_evidence
 from ablation.study import Study
 from ablation.tables import TABLES
-from ablation.timing import time_arms
-from ablation.verdict import judge
-from limits import check_numbers
+from ablation.timing import TIMES, measure_times
 from machine import keep_freed_memory
 from run_folder import one_line_errors
 
-from partlocal import ParsingNet
-
-TIMES = 14  # the table of times, which needs no training
 EVIDENCE = Path(__file__).parents[2] / "docs/evidence"
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Study):
     """Rerun tables of the FSENet paper.
 
     Args:
-        table: numbers of tables, 5 to 14.
+        table: numbers of tables, 5 to 14; 14 is of times, and needs no training.
         data: `procedural` draws faces; `lfw` trains on eight of LFW's ten folds and the people of
             none, and tests on the pairs of the other two; five seeds test all ten.
         faces: LFW as a folder or zip with its lists.
@@ -51,50 +43,23 @@ class Arguments:
     """
 
     table: tuple[int, ...]
-    data: Literal["procedural", "lfw"] = "procedural"
-    faces: Path | None = None
-    seeds: int = 3
-    steps: int | None = None
-    quick: bool = False
-    output: Path = Path("runs/ablations")
     evidence: Path = EVIDENCE
 
 
 def main(arguments: Arguments) -> None:
     """Run what is missing, then judge, print and write each table."""
-    check_numbers(arguments)
-    study = Study(
-        arguments.data,
-        arguments.faces,
-        arguments.seeds,
-        arguments.steps,
-        arguments.quick,
-        arguments.output,
-    )
-    study.check()
+    arguments.check()
     keep_freed_memory()
     rows = [row for number in arguments.table if number != TIMES for row in TABLES[number].rows]
-    trials = study.collect([row.arm for row in rows])
-    paper = read_paper()
+    trials = arguments.collect([row.arm for row in rows])
     for number in arguments.table:
-        found = {"table": number, **study.about(), "conflicts": conflicts(paper, number)}
         if number == TIMES:
-            found |= measure_times(study)
+            found = measure_times(arguments)
+            print_times(found)
         else:
-            table = TABLES[number]
-            judged, claims = judge(table, trials, study.options.local_weight)
-            judged = [{**row, "paper": paper_row(paper, number, row["name"])} for row in judged]
-            found |= {"title": table.title, "rows": judged, "claims": claims}
-        print_table(found)
+            found = arguments.judged(number, trials)
+            print_table(found)
         print(f"  {write_evidence(found, arguments.evidence)}")
-
-
-def measure_times(study: Study) -> dict[str, Any]:
-    """Return what describing 12,000 pictures takes, 600 of a quick study."""
-    parser = ParsingNet.pretrained().freeze().to(study.place.device)
-    pictures = 600 if study.quick else 12_000
-    times = time_arms(study.options, parser, study.place, pictures)
-    return {"title": "time", "times": times, "threads": torch.get_num_threads()}
 
 
 if __name__ == "__main__":

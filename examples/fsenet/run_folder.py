@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -186,10 +187,12 @@ def discard_unused(place: Workplace) -> None:
 def plain(options: RunOptions) -> dict[str, Any]:
     """Return all options but where the run is, as JSON holds them.
 
-    Of paths the last name is kept: another machine may hold the files elsewhere.
+    Of paths the last name is kept, also of those that `PATH:KIND:SPLITS` begins with: another
+    machine may hold the files elsewhere.
     """
     values = {name: value for name, value in asdict(options).items() if name not in WHERE}
-    return json.loads(json.dumps(values, default=lambda path: Path(path).resolve().name))
+    text = json.dumps(values, default=lambda path: Path(path).resolve().name)
+    return json.loads(re.sub(r'"[^":]*/([^"/:]+:[^"]*")', r'"\1', text))
 
 
 def _another_is_gone(error: RuntimeError) -> bool:

@@ -109,14 +109,19 @@ def score_parsing_set(
 
 def main(arguments: Arguments) -> None:
     """Score on each set, and print."""
-    sets = [open_parsing_set(choice) for choice in arguments.score]
+    sets = {choice: open_parsing_set(choice) for choice in arguments.score}
+    if not sets:
+        raise ValueError("--score names no set: expected PATH:KIND:SPLITS")
     parser = ParsingNet.pretrained()
     if arguments.parser is not None:
         parser = ParsingNet.load_compact(arguments.parser)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     place = Workplace(Path(), device, choose_precision(arguments.precision, device))
     parser.freeze().to(device)
-    scores = {one.title: score_parsing_set(parser, one, place, arguments.damaged) for one in sets}
+    scores = {
+        choice.rpartition("/")[2]: score_parsing_set(parser, pairs, place, arguments.damaged)
+        for choice, pairs in sets.items()
+    }
     print(to_json(finite({"precision": place.precision, "scores": scores})))
 
 

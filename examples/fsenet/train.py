@@ -33,7 +33,7 @@ from limits import check_batch, check_numbers
 from machine import peak_memory_gb, versions
 from maps import cached_maps
 from model import GlobalNet, TrainedFSENet, TrainedGlobalNet, compiled
-from options import Options, parse_options
+from options import PROFILES, Options, parse_options
 from protocols.pairs import strangers
 from report import write_report
 from results import print_results, write_results
@@ -162,6 +162,9 @@ def check(options: Options) -> None:
     check_batch("--batch-size", options.batch_size, pictures, options.accumulate)
     if options.tensorboard:
         check_tensorboard()
+    usual = PROFILES[options.profile].parser_options
+    if options.parser == "pretrained" and options.parser_options != usual:
+        raise ValueError("--parser-options are for --parser train: leave them out")
     if options.parser == "train":
         check_training(options.parser_options)
         check_batch("--parser-options.batch-size", options.parser_options.batch_size, drawn)

@@ -287,7 +287,7 @@ def main(arguments: Arguments, place: Workplace) -> None:
         scores[pairs.title] = score_parsing_set(parser, pairs, place, how.damaged)
     mixed = [
         f"{share.pairs.title}, {share.count} of a batch"
-        for share in open_mix(how.mix, how.batch_size)
+        for share in open_mix(how.mix, how.batch_size, place.world)
     ]
     about = {
         "recipe": "examples/fsenet/train_parser.py",

@@ -16,7 +16,7 @@ import pytest
 import scipy.stats
 import torch
 from ablation.arms import FSENET, Arm
-from ablation.evidence import in_paper, print_table, write_evidence
+from ablation.evidence import in_paper, print_table, print_times, write_evidence
 from ablation.guides import gaussians, landmarks_of, parser_of
 from ablation.networks import AnnealedSphereFace, PlainSoftmax, build_network, supervise
 from ablation.paper import read_paper
@@ -414,14 +414,13 @@ def test_a_second_study_trains_nothing(studied, monkeypatch):
 
 def test_a_table_is_printed_and_written(studied, tmp_path, capsys):
     study, trials = studied
-    rows, claims = judge(TABLES[7], trials, 0.6)
-    found = {"table": 7, "title": "test", **study.about(), "conflicts": ["a conflict"]}
-    found |= {"rows": [{**row, "paper": {"accuracy": 99.0}} for row in rows], "claims": claims}
+    found = study.judged(7, trials)
+    assert found["versions"]["commit"] == [trials[FSENET][0].about["versions"]["commit"]]
     print_table(found)
     printed = capsys.readouterr().out
-    assert "accuracy 99" in printed
+    assert "accuracy 99.67, MegaFace(C) Id. 97.53" in printed
     assert "of the paper's 1 directions" in printed
-    assert "the paper contradicts itself: a conflict" in printed
+    assert printed.count("the paper contradicts itself") == 5
     written = write_evidence(found, tmp_path)
     assert written.name == "table7-procedural.json"
     assert json.loads(written.read_text())["rows"][0]["name"] == "global"
@@ -434,7 +433,7 @@ def test_the_headline_benchmark_takes_these_trials(studied, tmp_path, monkeypatc
     monkeypatch.setattr(ablation.study, "run_trial", refuse)
     accuracy.main(accuracy.Arguments(seeds=2, trials=study.output, output=tmp_path))
     (table,) = json.loads((tmp_path / "accuracy.json").read_text())["tables"]
-    assert len(table["claims"]) == 6
+    assert len(table["claims"]) == 8
     assert "global + local against control: uniform maps" in capsys.readouterr().out
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
@@ -452,11 +451,22 @@ def test_times(parser, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation.timing, "BATCH", 5)
     times = time_arms(SMALL, parser, Workplace(tmp_path, torch.device("cpu")), 20, rounds=2)
     assert {name: found["pictures"] for name, found in times.items()} == {
-        "global": 20,
-        "ready maps": 20,
+        "without parsing": 20,
+        "without hourglass": 20,
         "FSENet": 20,
     }
-    assert times["FSENet"]["milliseconds"] > times["ready maps"]["milliseconds"]
+    assert times["FSENet"]["milliseconds"] > times["without hourglass"]["milliseconds"]
+
+
+def test_times_are_printed_and_drawn(tmp_path, capsys):
+    row = {"name": "FSENet", "milliseconds": 5.0, "seconds": 60.0, "pictures": 12000, "paper": {}}
+    found = {"table": 14, "title": "time", "data": "procedural", "evidence": True}
+    found |= {"backbone": "net", "threads": 2, "precision": "fp32", "times": [row]}
+    print_times({**found, "conflicts": ["a conflict"]})
+    assert "the paper contradicts itself: a conflict" in capsys.readouterr().out
+    written = write_evidence(found, tmp_path)
+    assert written.name == "table14-procedural.json"
+    assert written.with_suffix(".png").exists()
 
 
 def test_in_paper():
@@ -464,11 +474,17 @@ def test_in_paper():
     assert in_paper({"LFW": 99.5, "YTF": 97.0}) == "LFW 99.5, YTF 97"
 
 
-def test_errors(parser):
+def test_errors(parser, tmp_path, lfw_like):
     with pytest.raises(ValueError, match="--data lfw needs --faces"):
         Study("lfw").check()
     with pytest.raises(ValueError, match="--faces is for --data lfw"):
         Study("procedural", "somewhere").check()
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Study("lfw", Path("nowhere")).check()
+    with pytest.raises(ValueError, match="--seeds must be between"):
+        Study(seeds=0).check()
+    with pytest.raises(ValueError, match="--seeds must be at most 5 with LFW's ten folds; got 6"):
+        Study("lfw", lfw_like(tmp_path / "lfw.zip"), seeds=6).check()
     with pytest.raises(ValueError, match="landmarks must be a ParsingNet"):
         build_network(Arm(kind="landmarks"), SMALL, parser)
 

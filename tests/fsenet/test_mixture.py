@@ -146,17 +146,33 @@ def test_mix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("share", "world", "count"),
-    [(0.25, 1, 5), (0.01, 1, 1), (0.01, 4, 4), (0.15, 2, 4), (0.3, 1, 6)],
+    ("shares", "world", "counts"),
+    [
+        ((0.25,), 1, [5]),
+        ((0.15,), 1, [3]),
+        ((0.3,), 2, [6]),
+        ((0.2, 0.4), 4, [4, 8]),
+        ((0.333, 0.333, 0.334), 1, [7, 6, 7]),  # rounded together, and the batch is full
+        ((0.45, 0.1, 0.45), 1, [9, 2, 9]),
+    ],
 )
-def test_shares(share, world, count, tmp_path):
-    """Rounded, one at least, and as many for each process; 20 pictures a batch."""
-    path = write(tmp_path / "set.zip")
-    assert open_mix([f"{path}:{KIND}::{share}"], 20, world)[0].count == count
+def test_shares(shares, world, counts, tmp_path):
+    """Rounded such that they sum up; 20 pictures a batch, on any number of processes."""
+    path = write(tmp_path / "set.zip", people=12)
+    found = open_mix([f"{path}:{KIND}::{share}" for share in shares], 20, world)
+    assert [share.count for share in found] == counts
+
+
+@pytest.mark.parametrize(("share", "world", "count"), [(0.01, 1, 0), (0.25, 2, 5), (0.3, 4, 6)])
+def test_shares_that_cannot_be(share, world, count, tmp_path):
+    path = write(tmp_path / "set.zip", people=12)
+    message = f"a batch of 20 would have {count} of its pictures, which must be a multiple of the"
+    with pytest.raises(ValueError, match=message):
+        open_mix([f"{path}:{KIND}::{share}"], 20, world)
 
 
 def test_folding(tmp_path):
-    """Ears that the parser does not know weigh as the background that they are to it."""
+    """Ears are skin to some sets and background to others: they are ignored."""
     face = render(0, 0, 0)
     labels = face.labels.copy()
     labels[:8], labels[8] = IBUGMASK_14.index("left_ear"), 255
@@ -183,7 +199,7 @@ def test_errors(tmp_path, capsys):
     }.items():
         with pytest.raises(ValueError, match=text):
             open_mix([choice], 8)
-    with pytest.raises(ValueError, match="the mix asks for 9 pictures in batches of 8"):
+    with pytest.raises(ValueError, match="the mix asks for 10 pictures in batches of 8"):
         open_mix([f"{path}:{KIND}:one,two:0.4"] * 3, 8)
     # six of them, of which one shows no eyes: found out when they are aligned
     blind = np.zeros((112, 112), np.uint8)

@@ -108,7 +108,7 @@ def test_a_mixture_that_cannot_be(tmp_path):
     """Refused before anything is drawn; and weights of photographs are not put into the package."""
     path = photographs(tmp_path / "set.zip")
     for mix, export, error in (
-        (f"{path}:fasseg:train:0.01", True, "--export ships a parser of drawn faces alone: leave"),
+        (f"{path}:fasseg:train:0.1", True, "--export ships a parser of drawn faces alone: leave"),
         (f"{path}:fasseg:train:2", False, "the mix must be PATH:KIND:SPLITS:SHARE with a share"),
         (f"{path}:hats:train:1", False, "kind must be one of fasseg, helen, lapa, celebamask"),
     ):

@@ -18,48 +18,52 @@ def write_evidence(found: dict[str, Any], folder: Path) -> Path:
     name = f"table{found['table']}-{found['data']}" + ("" if found["evidence"] else "-quick")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(found, folder / f"{name}.json")
-    if "rows" in found:
-        with whole_file(folder / f"{name}.png") as file:
-            draw(found).savefig(file, format="png", dpi=110)
-        plt.close("all")
+    with whole_file(folder / f"{name}.png") as file:
+        figure = draw(found) if "rows" in found else draw_times(found)
+        figure.savefig(file, format="png", dpi=110)
+    plt.close("all")
     return folder / f"{name}.json"
 
 
 def print_table(found: dict[str, Any]) -> None:
     """Print the paper's column beside ours, then the claims, then the paper's contradictions."""
-    kind = "" if found["evidence"] else " (runs, not evidence)"
     seeds = f"{found['seeds']} seed" + "s" * (found["seeds"] > 1)
-    steps = f", {found['steps']} steps" if "steps" in found else ""
-    print(f"\nTable {found['table']}: {found['title']}; {found['data']}, {seeds}{steps}{kind}")
+    print(f"\n{_head(found)}; {found['data']}, {seeds}, {found['steps']} steps{_kind(found)}")
     print(f"{'':<32} {'accuracy, %':>14} {'AUC':>7} {'TAR@1%':>8}  paper")
-    for row in found.get("rows", []):
+    for row in found["rows"]:
         numbers = row["over_seeds"]
         print(
             f"{row['name']:<32} {percent(numbers['accuracy']):>14} {numbers['auc']['mean']:7.4f} "
             f"{100 * numbers['tar_at_far_0.01']['mean']:8.1f}  {in_paper(row['paper'])}"
         )
-    for name, time in found.get("times", {}).items():
-        print(
-            f"{name:<32} {time['milliseconds']:8.2f} ms a picture, {time['seconds']:7.1f} s for "
-            f"{time['pictures']}"
-        )
-    for claim in found.get("claims", []):
+    for claim in found["claims"]:
         print(f"  {claim_text(claim)}")
-    paper = [claim["verdict"] for claim in found.get("claims", []) if claim["of_the_paper"]]
-    if paper:
+    paper = [claim["verdict"] for claim in found["claims"] if claim["of_the_paper"]]
+    print(
+        f"  of the paper's {len(paper)} directions {paper.count('better')} appear, "
+        f"{paper.count('worse')} are reversed, {paper.count('not decided')} are not decided"
+    )
+    _print_conflicts(found)
+
+
+def print_times(found: dict[str, Any]) -> None:
+    """Print table 14."""
+    circumstances = f"{found['backbone']}, {found['threads']} threads, {found['precision']}"
+    print(f"\n{_head(found)}; {circumstances}{_kind(found)}")
+    print(f"{'':<20} {'ms a picture':>12} {'seconds':>9} {'pictures':>9}  paper")
+    for row in found["times"]:
         print(
-            f"  of the paper's {len(paper)} directions {paper.count('better')} appear, "
-            f"{paper.count('worse')} are reversed, {paper.count('not decided')} are not decided"
+            f"{row['name']:<20} {row['milliseconds']:12.2f} {row['seconds']:9.1f} "
+            f"{row['pictures']:9}  {in_paper(row['paper'])}"
         )
-    for text in found["conflicts"]:
-        print(f"  the paper contradicts itself: {text}")
+    _print_conflicts(found)
 
 
 def claim_text(claim: dict[str, Any]) -> str:
     """Return one comparison with what was found of it."""
     low, high = (100 * end for end in claim["interval95"])
     said = claim["verdict"]
-    if claim["of_the_paper"]:
+    if claim["of_the_paper"]:  # of one seed the pairs decide, and the interval is theirs
         said = {"better": "the paper's direction", "worse": "against the paper"}.get(said, said)
     return (
         f"{claim['first']} against {claim['second']}: {said} "
@@ -85,8 +89,18 @@ def draw(found: dict[str, Any]) -> plt.Figure:
     rows = found["rows"]
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.34 * len(rows)), layout="constrained")
     draw_rows(axes, rows)
-    kind = "" if found["evidence"] else ": runs, not evidence"
-    axes.set_title(f"Table {found['table']}, {found['title']}; {found['data']}{kind}", fontsize=10)
+    axes.set_title(f"{_head(found)}; {found['data']}{_kind(found)}", fontsize=10)
+    return figure
+
+
+def draw_times(found: dict[str, Any]) -> plt.Figure:
+    """Return the figure of table 14."""
+    figure, axes = plt.subplots(figsize=(7, 2.2), layout="constrained")
+    names = [row["name"] for row in found["times"]]
+    axes.barh(names, [row["milliseconds"] for row in found["times"]], color="C0")
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds a picture")
+    axes.set_title(f"{_head(found)}; {found['threads']} threads{_kind(found)}", fontsize=10)
     return figure
 
 
@@ -103,3 +117,16 @@ def draw_rows(axes: plt.Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", color="0.9")
     axes.set_xlabel("accuracy, %: seeds, mean, 95 % interval")
+
+
+def _head(found: dict[str, Any]) -> str:
+    return f"Table {found['table']}, {found['title']}"
+
+
+def _kind(found: dict[str, Any]) -> str:
+    return "" if found["evidence"] else " (runs, not evidence)"
+
+
+def _print_conflicts(found: dict[str, Any]) -> None:
+    for text in found["conflicts"]:
+        print(f"  the paper contradicts itself: {text}")

@@ -1,6 +1,5 @@
 """The networks of the arms, and the losses that they are trained with."""
 
-import timm
 import torch
 from jaxtyping import Float, Int, Num
 from model import GlobalNet, TrainedFSENet, TrainedGlobalNet
@@ -214,8 +213,9 @@ def _fsenet(backbone: Backbone, parser: ParsingNet, arm: Arm, options: Options) 
 
 def _wide(options: Options, parser: ParsingNet, arm: Arm) -> Backbone:
     """Return the backbone with as many numbers as FSENet's descriptor, made by its last stage."""
-    plain = Backbone(options.backbone, map_size=options.map_size)
-    net = _fsenet(plain, parser, arm, options)
-    stages = [info["num_chs"] for info in timm.create_model(options.backbone).feature_info]
+    with torch.random.fork_rng(devices=[]):  # or its weights would not be drawn like the others'
+        plain = Backbone(options.backbone, map_size=options.map_size)
+        net = _fsenet(plain, parser, arm, options)
+    stages = [info["num_chs"] for info in plain.model.feature_info]
     widths = (*stages[:-1], net.global_dim + net.local_dim)
     return Backbone(options.backbone, map_size=options.map_size, args={"widths": widths})

@@ -12,13 +12,18 @@ from typing import Any, Literal
 import torch
 from data.faces import DrawnFaces
 from fit import Workplace
-from machine import choose_precision, versions, write_json
+from limits import check_numbers
+from machine import choose_precision, write_json
 from options import PROFILES, Options
+from protocols.lfw import LfwProtocol
 from run_folder import plain
 
 from ablation.arms import Arm
 from ablation.guides import landmarks_of, parser_of
+from ablation.paper import conflicts, paper_row, read_paper
+from ablation.tables import TABLES
 from ablation.trial import Trial, run_trial
+from ablation.verdict import judge
 from ablation.world import World, drawn_for_guides, drawn_world, lfw_world
 from partlocal import ParsingNet
 
@@ -50,12 +55,20 @@ class Study:
         """Refuse what cannot be run.
 
         Raises:
-            ValueError: LFW is missing, or given where faces are drawn.
+            FileNotFoundError, ValueError: LFW is missing, is another set, is given where faces are
+                drawn, or would be tested twice.
         """
+        check_numbers(self)
         if self.data == "lfw" and self.faces is None:
             raise ValueError("--data lfw needs --faces: LFW as a folder or zip with its lists")
         if self.data == "procedural" and self.faces is not None:
             raise ValueError("--faces is for --data lfw: leave it out")
+        if self.faces is not None:
+            LfwProtocol.read(self.faces)
+            if self.seeds > 5:
+                raise ValueError(
+                    f"--seeds must be at most 5 with LFW's ten folds; got {self.seeds}"
+                )
 
     @cached_property
     def options(self) -> Options:
@@ -68,24 +81,40 @@ class Study:
 
     @cached_property
     def place(self) -> Workplace:
-        """Where trials are run, in a folder that these options alone have."""
-        text = json.dumps(plain(self.options), sort_keys=True)
-        folder = self.output / f"{self.data}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(plain(self.options), folder / "options.json")
+        """Where trials are run, in a folder that this data and these options alone have."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return Workplace(folder, device, choose_precision(self.options.precision, device))
+        precision = choose_precision(self.options.precision, device)
+        faces = None if self.faces is None else self.faces.resolve().name
+        how = {**plain(self.options), "precision": precision, "faces": faces}
+        key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]
+        folder = self.output / f"{self.data}-{key}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(how, folder / "options.json")
+        return Workplace(folder, device, precision)
 
-    def about(self) -> dict[str, Any]:
-        """Return what must be known beside the numbers."""
+    def judged(self, number: int, trials: dict[Arm, list[Trial]]) -> dict[str, Any]:
+        """Return a table with its numbers beside the paper's, and all that must be known of them.
+
+        Args:
+            number: of the table.
+            trials: of its arms, at least.
+        """
+        table, paper = TABLES[number], read_paper()
+        rows, claims = judge(table, trials, self.options.local_weight)
+        own = [trial.about["versions"] for row in table.rows for trial in trials[row.arm]]
         return {
+            "table": number,
+            "title": table.title,
             "data": self.data,
             "evidence": not self.quick,
             "seeds": 1 if self.quick else self.seeds,
             "steps": self.options.steps,
             "options": plain(self.options),
             "precision": self.place.precision,
-            "versions": versions(),
+            "versions": {name: sorted({one[name] for one in own}) for name in own[0]},
+            "rows": [{**row, "paper": paper_row(paper, number, row["name"])} for row in rows],
+            "claims": claims,
+            "conflicts": conflicts(paper, number),
         }
 
     def collect(self, arms: Sequence[Arm]) -> dict[Arm, list[Trial]]:

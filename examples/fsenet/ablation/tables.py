@@ -80,7 +80,8 @@ _WEIGHTS = (
 _GUIDED = (
     Row("global", Arm(kind="global"), "global half"),
     Row("landmarks between the features", Arm(kind="landmarks"), "global half"),
-    Row("part maps between the features", Arm(kind="guided"), "global half"),
+    # a parser as small as the network of landmarks, and trained alike
+    Row("part maps between the features", Arm(kind="guided", parser=(1, 4)), "global half"),
     Row("FSENet"),
 )
 
@@ -123,13 +124,12 @@ TABLES = {
             *_CONTROLS,
         ),
         (("global + local", "global"),),
-        tuple(
-            ("global + local", name)
-            for name in (
-                "control: as many numbers",
-                "joint: global half",
-                *(row.name for row in _CONTROLS),
-            )
+        (
+            ("global + local", "control: as many numbers"),
+            ("global + local", "joint: global half"),
+            ("global + local", "joint: local half"),
+            *(("global + local", row.name) for row in _CONTROLS),
+            ("joint: global half", "global"),
         ),
     ),
     8: Table("halves and their weights", _WEIGHTS, chosen("global + local, 1:0.6", _WEIGHTS)),

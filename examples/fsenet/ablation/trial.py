@@ -141,6 +141,7 @@ def run_trial(
         "numbers": vectors.global_half.shape[1]
         + (0 if vectors.local_half is None else vectors.local_half.shape[1]),
         "last": fitted.history[-1],
+        "precision": place.precision,
         "protocol": test.flags,
         "versions": versions(),
     }

@@ -49,17 +49,21 @@ class Share:
 def open_mix(choices: Sequence[str], batch_size: int, world: int = 1) -> list[Share]:
     """Open the sets that are mixed in, and count how many pictures of each a batch has.
 
+    Counts do not depend on the number of processes, and fill the batch if the shares do.
+
     Args:
         choices: `PATH:KIND:SPLITS:SHARE` each, see `open_parsing_set`; the share is one of the
             batch, and what the shares leave is drawn.
         batch_size: over all processes.
-        world: number of processes, which take as many pictures of each set.
+        world: number of processes, among which the pictures of each set must be shared evenly.
 
     Raises:
         FileNotFoundError, ValueError: see `open_parsing_set`; or a share is no number between 0
-            and 1, there are more than 1 in all, or a set has fewer pictures than a batch needs.
+            and 1, there are more than 1 in all, processes cannot share a set evenly, or a set
+            has fewer pictures than a batch needs.
     """
     found: list[Share] = []
+    total = 0.0
     for choice in choices:
         which, _, text = choice.rpartition(":")
         try:
@@ -72,11 +76,17 @@ def open_mix(choices: Sequence[str], batch_size: int, world: int = 1) -> list[Sh
                 f"got {choice!r}"
             )
         pairs = open_parsing_set(which)
-        count = max(1, round(share * batch_size / world)) * world
+        before, total = round(total * batch_size), total + share
+        count = round(total * batch_size) - before
+        if count < 1 or count % world:
+            raise ValueError(
+                f"{choice}: a batch of {batch_size} would have {count} of its pictures, which "
+                f"must be a multiple of the {world} processes: change the share"
+            )
         _refuse_few(len(pairs), count, choice)
         found.append(Share(pairs, count, choice))
-    if (total := sum(share.count for share in found)) > batch_size:
-        raise ValueError(f"the mix asks for {total} pictures in batches of {batch_size}")
+    if (asked := sum(share.count for share in found)) > batch_size:
+        raise ValueError(f"the mix asks for {asked} pictures in batches of {batch_size}")
     return found
 
 

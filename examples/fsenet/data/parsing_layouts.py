@@ -111,7 +111,7 @@ class IBugMask(LabelledPairs):
         wanted = {"images": (".jpg", ".jpeg"), "labels": (".png",)}[folder]
         paths = [PurePosixPath(name) for name in self.source.names if is_image(name)]
         found = [path for path in paths if path.suffix.lower() in wanted]
-        return {path.with_suffix("").as_posix(): path.as_posix() for path in found}
+        return self._by_name([(path.with_suffix(""), path) for path in found])
 
 
 class CelebAMaskHQ(ParsingSet):
@@ -137,7 +137,9 @@ class CelebAMaskHQ(ParsingSet):
                 number, _, part = path.stem.partition("_")
                 if number.isdecimal() and part in _CELEBA_PARTS:
                     label = CELEBAMASK_HQ.index(_CELEBA_PARTS[part])
-                    self._masks.setdefault(str(int(number)), {})[label] = file
+                    other = self._masks.setdefault(str(int(number)), {}).setdefault(label, file)
+                    if other != file:
+                        raise ValueError(f"{self.source.path} holds {other} and {file}: remove one")
         self._images = images
         first = {name: next(iter(masks.values())) for name, masks in self._masks.items()}
         self._refuse_alone(images, first, "masks")

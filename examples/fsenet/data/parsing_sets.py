@@ -130,6 +130,17 @@ class ParsingSet(Dataset[ParsingPair]):
                 + (f", nor have {len(alone) - 1} others" if alone[1:] else "")
             )
 
+    def _by_name(self, files: Iterable[tuple[PurePosixPath, PurePosixPath]]) -> dict[str, str]:
+        """Return the file of each name; two of one name are refused, since one would be lost."""
+        found: dict[str, str] = {}
+        for name, file in files:
+            other = found.setdefault(name.as_posix(), file.as_posix())
+            if other != file.as_posix():
+                raise ValueError(
+                    f"{self.source.path} holds {other} and {file.as_posix()}: remove one"
+                )
+        return found
+
     def _where(self, name: str) -> str:
         return f"{self.source.path}:{name}"
 
@@ -156,7 +167,7 @@ class LabelledPairs(ParsingSet):
     def _files(self, folder: str) -> dict[str, str]:
         paths = [PurePosixPath(name) for name in self.source.names if is_image(name)]
         found = [path for path in paths if path.parent.name == folder]
-        return {(path.parent.parent / path.stem).as_posix(): path.as_posix() for path in found}
+        return self._by_name([((path.parent.parent / path.stem), path) for path in found])
 
 
 def _splits_of(name: str) -> tuple[str, ...]:

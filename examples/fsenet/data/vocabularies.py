@@ -27,6 +27,8 @@ from partlocal.labels import (
 FASSEG = LabelSet("FASSEG", ("background", "skin", "hair", "eyes", "nose", "mouth"))
 """Skin has ears and neck, hair has the eyebrows; left and right are one label."""
 
+# Skin to drawn faces and to FASSEG, background to Helen: what others say of them teaches nothing.
+_DISPUTED = ("left_ear", "right_ear", "ears", "neck")
 _MAX_JSON = 2**20  # bytes
 
 
@@ -74,6 +76,7 @@ class Vocabulary:
         """Say of each pixel what a perfect parser would say, in these labels.
 
         A hat that the parser does not know is background, and weighs in a loss as background does.
+        Ears and neck are ignored, because sets disagree whether they are skin.
 
         >>> hat, own = CELEBAMASK_HQ.index("hat"), KINDS["celebamask-hq"]
         >>> own.fold(torch.tensor([[[hat, 1, 255]]], dtype=torch.uint8), HELEN)
@@ -88,6 +91,8 @@ class Vocabulary:
             return torch.zeros_like(target).index_add_(1, arrives, target)
         table = torch.full((256,), 255, dtype=torch.uint8)
         table[: len(arrives)] = arrives.to(torch.uint8)
+        for name in set(_DISPUTED) & set(self.labels.labels) - set(parser.labels):
+            table[self.labels.index(name)] = 255
         return table[target.long()]
 
 
