@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pickle
 import struct
+import tarfile
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import torch
 from data import images
 from data.archives import DamagedImage, Source
+from data.damage import Damage
 from data.images import IdentityFolder, decode_all, load_rgb
 from PIL import Image
 
@@ -183,6 +186,54 @@ def test_unsafe_names(tmp_path, name):
     path = make(tmp_path / "evil.zip", pictures() | {name: b""})
     with pytest.raises(ValueError, match=r"holds the unsafe name .*leads out of the archive"):
         Source(path)
+
+
+def repeat(path, members):
+    """Write members one after the other, some of one name."""
+    if path.suffix == ".zip":
+        with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+            warnings.simplefilter("ignore", UserWarning)  # of the names that repeat
+            for name, data in members:
+                archive.writestr(name, data)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name, data in members:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["faces.zip", "faces.tar"])
+@pytest.mark.parametrize("spelt", ["Ann/1.png", "./Ann/1.png"])
+def test_repeated_names(tmp_path, kind, spelt, capsys):
+    """Each time that a name comes once more is counted and told; the last of it is read."""
+    members = [("Ann/1.png", b"first"), (spelt, b"second"), ("Bob/1.png", b"his")]
+    path = repeat(tmp_path / kind, [*members, (spelt, b"last")])
+    with pytest.raises(ValueError, match=rf"{kind} holds 'Ann/1.png' more than once: pack it"):
+        Source(path)
+    with pytest.raises(ValueError, match=r"'Ann/1.png' more than once.* makes 2 damaged, and 1 al"):
+        IdentityFolder(path, damage=Damage(1))
+    damage = Damage(2)
+    folder = IdentityFolder(path, damage=damage)
+    assert damage.count == 2
+    assert folder.paths == ("Ann/1.png", "Bob/1.png")
+    assert [folder.read(i) for i in range(2)] == [b"last", b"his"]
+    said = capsys.readouterr().err.splitlines()
+    line = f"left out: {path} holds 'Ann/1.png' more than once, and the last alone is read"
+    assert said[-2:] == [line, line]
+
+
+@pytest.mark.parametrize("kind", ["faces.zip", "faces.tar"])
+def test_dots(tmp_path, kind):
+    """`./` before a name, as `tar c .` and some zips have it, hides nobody."""
+    names = ("./Ann/1.png", "././Bob/1.png", "./Cid/./1.png", "Dan/1.png")
+    path = repeat(tmp_path / kind, [(name, name.encode()) for name in names])
+    folder = IdentityFolder(path)
+    assert folder.identities == ("Ann", "Bob", "Cid", "Dan")
+    assert [folder.read(i).decode() for i in range(4)] == list(names)
+    with pytest.raises(ValueError, match=r"unsafe name '\.\./x.png'"):
+        Source(repeat(tmp_path / f"evil-{kind}", [("./../x.png", b"")]))
 
 
 def test_damaged_members(tmp_path):

@@ -9,12 +9,13 @@ import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.tars import DamagedTar, tar_members
+from data.tars import DamagedTar, Member, tar_members, without_dots
 
 MAX_BYTES = 64 * 2**20  # a member or file: no face picture is larger
 _MAX_DEPTH = 8
@@ -50,15 +51,18 @@ class Source:
     Args:
         path: a folder, a `.zip`, or a `.tar` that is not compressed, which has no way to a single
             file. Links in a tar are passed over.
+        repeated: called with what is the matter each time that an archive holds a name once more;
+            the last file of that name is read, as when unpacked. None refuses such an archive.
 
     Raises:
         FileNotFoundError: `path` does not exist.
-        ValueError: it is none of them or damaged, or a name in it leads out of it.
+        ValueError: it is none of them or damaged, or a name in it is there twice or leads out.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, repeated: Callable[[str], None] | None = None) -> None:
         self.path = Path(path)
         self._members: dict[str, tuple[int, int]] = {}  # of a tar: offset and size
+        self._stored: dict[str, str] = {}  # of a zip: as it spells a name, where otherwise
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path} does not exist: pass a folder, a .zip or a .tar")
         self._packed = not self.path.is_dir()
@@ -66,10 +70,14 @@ class Source:
         opener = partial(open, mode="rb") if self._tar else zipfile.ZipFile
         self._archive = OwnHandle(partial(opener, self.path))
         if self._tar:
-            self._members = _members(self.path)
-            names = list(self._members)
+            members = _members(self.path)
+            names = [name for name, _, _ in members]
+            self._members = {name: (offset, size) for name, offset, size in members}
         elif self._packed:
-            names = [name for name in self._zip().namelist() if not name.endswith("/")]
+            stored = [name for name in self._zip().namelist() if not name.endswith("/")]
+            names = [without_dots(name) for name in stored]
+            spelt = dict(zip(names, stored, strict=True))  # the last of each
+            self._stored = {name: own for name, own in spelt.items() if name != own}
         else:
             names = list(_walk(self.path))
         for name in names if self._packed else ():
@@ -79,6 +87,11 @@ class Source:
                     "archive: do not use it, or pack it again with relative names"
                 )
         self.names = tuple(sorted(set(names)))
+        for name in _again(names) if len(self.names) < len(names) else ():
+            said = f"{self.path} holds {name!r} more than once"
+            if repeated is None:
+                raise ValueError(f"{said}: pack it again with one of them")
+            repeated(f"{said}, and the last alone is read")
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
@@ -115,7 +128,7 @@ class Source:
         if self._tar:
             return self._members[name][1]
         if self._packed:
-            return self._zip().getinfo(name).file_size
+            return self._zip().getinfo(self._stored.get(name, name)).file_size
         return os.stat(self._file(name)).st_size
 
     def _bytes(self, name: str) -> bytes:
@@ -124,7 +137,7 @@ class Source:
             archive.seek(offset)
             return archive.read(size)
         if self._packed:
-            return self._zip().read(name)
+            return self._zip().read(self._stored.get(name, name))
         with open(self._file(name), "rb") as file:
             return file.read()
 
@@ -141,11 +154,11 @@ class Source:
             ) from None
 
 
-def _members(path: Path) -> dict[str, tuple[int, int]]:
-    """Return where each file of a tar lies."""
+def _members(path: Path) -> list[Member]:
+    """Return the files of a tar."""
     try:
         with open(path, "rb") as file:
-            return {name: (offset, size) for name, offset, size in tar_members(file)}
+            return list(tar_members(file))
     except DamagedTar as error:
         raise ValueError(
             f"{path} is no plain tar file, or a damaged one ({error}): unpack what is compressed"
@@ -172,6 +185,12 @@ def is_plain(name: str) -> bool:
     slashes = "/" in name or "\\" in name
     # what is not printable may not even be a character that a file's name can hold
     return not (slashes or hidden or leads_out(name)) and name.isprintable() and len(name) <= 200
+
+
+def _again(names: list[str]) -> list[str]:
+    """Return each name as often as it comes after its first time."""
+    counts = Counter(names)
+    return [name for name in sorted(counts) for _ in range(counts[name] - 1)]
 
 
 def _walk(root: Path) -> list[str]:

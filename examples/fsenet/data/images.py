@@ -186,16 +186,17 @@ class IdentityFolder(IdentityPictures):
 
     Args:
         path: see `Source`.
-        identities, size: see `IdentityPictures`.
+        identities, size, damage: see `IdentityPictures`. What counts as damaged: a name that an
+            archive holds once more; of each the last is read.
 
     Raises:
         FileNotFoundError: `path` does not exist.
-        ValueError: there are no pictures, one does not lie in the folder of an identity, or an
-            identity asked for is not there.
+        ValueError: there are no pictures, one does not lie in the folder of an identity, more are
+            damaged than allowed, or an identity asked for is not there.
     """
 
     def _open(self, path: Path) -> tuple[Path, list[str], Int[np.ndarray, " n"]]:
-        self.source = Source(path)
+        self.source = Source(path, self.damage.add)
         images = [name for name in self.source.names if is_image(name)]
         if not images:
             raise ValueError(
