@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import signal
 import struct
 import tarfile
 import warnings
@@ -19,6 +20,7 @@ from data import images
 from data.archives import DamagedImage, Source
 from data.damage import Damage
 from data.images import IdentityFolder, decode_all, load_rgb
+from data.pictures import open_pictures
 from PIL import Image
 
 LFW = Path(__file__).parents[2] / "../shared/data/lfw112.zip"
@@ -234,6 +236,74 @@ def test_dots(tmp_path, kind):
     assert [folder.read(i).decode() for i in range(4)] == list(names)
     with pytest.raises(ValueError, match=r"unsafe name '\.\./x.png'"):
         Source(repeat(tmp_path / f"evil-{kind}", [("./../x.png", b"")]))
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (6, 200, r"faces.zip cannot be unpacked \(zip file version 20.0\): pack it again"),
+        (8, 1, r"Ann/1.png cannot be unpacked \(.*encrypted"),
+        (10, 97, r"Ann/1.png cannot be unpacked \(.*compression"),
+    ],
+)
+def test_odd_zips(tmp_path, at, value, message):
+    """Of another version, encrypted, or packed in an unknown way, as its directory says."""
+    path = make(tmp_path / "faces.zip", {"Ann/1.png": b"x" * 99})
+    data = bytearray(path.read_bytes())
+    central, shift = data.index(b"PK\x01\x02"), {6: 0, 8: 2, 10: 2}[at]
+    data[central + at] = value
+    if shift:  # the header of the file says it too, two bytes before
+        data[at - shift] = value
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=message) as caught:
+        Source(path).read("Ann/1.png")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["directory", "header"])
+def test_names_of_no_text(tmp_path, where):
+    path = make(tmp_path / "faces.zip", {"Bj\xf6rn/1.png": b"x", "Ann/1.png": b"a"})
+    data = bytearray(path.read_bytes())
+    name = "Bj\xf6rn".encode()
+    at = data.rindex(name) if where == "directory" else data.index(name)
+    data[at + 2] = 0xFF  # where UTF-8 never has one
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"faces.zip.* damaged"):
+        Source(path).read("Bj\xf6rn/1.png")
+
+
+@pytest.fixture
+def in_time():
+    """Fail what waits for longer than five seconds."""
+
+    def late(*_):
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(5)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs Linux")
+def test_not_files(tmp_path, in_time):
+    """Pipes do not hold a reader up; devices and files that do not know their size have an end."""
+    path = make(tmp_path / "faces", {"Ann/1.png": b"0123456789"})
+    os.mkfifo(path / "Ann/2.png")
+    (path / "Ann/3.png").symlink_to("/dev/zero")
+    (path / "Ann/4.png").symlink_to("/proc/version")  # of zero bytes, it says
+    source = Source(path)
+    assert source.read("Ann/1.png", limit=10) == b"0123456789"
+    for number in (2, 3):
+        with pytest.raises(DamagedImage, match=rf"faces/Ann/{number}.png is no regular file"):
+            source.read(f"Ann/{number}.png")
+    with pytest.raises(DamagedImage, match=r"4.png is refused: it holds more than 10 bytes"):
+        source.read("Ann/4.png", limit=10)
+    for suffix in (".tar", ".zip"):
+        os.mkfifo(tmp_path / f"pipe{suffix}")
+        with pytest.raises(ValueError, match=rf"pipe{suffix} is no regular file: pass a folder"):
+            open_pictures(tmp_path / f"pipe{suffix}")
 
 
 def test_damaged_members(tmp_path):

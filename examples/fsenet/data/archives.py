@@ -6,6 +6,7 @@ are refused, and sizes are checked before anything is unpacked.
 
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -66,6 +67,8 @@ class Source:
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path} does not exist: pass a folder, a .zip or a .tar")
         self._packed = not self.path.is_dir()
+        if self._packed and not self.path.is_file():
+            raise ValueError(f"{self.path} is no regular file: pass a folder, a .zip or a .tar")
         self._tar = self._packed and self.path.suffix == ".tar"
         opener = partial(open, mode="rb") if self._tar else zipfile.ZipFile
         self._archive = OwnHandle(partial(opener, self.path))
@@ -104,18 +107,22 @@ class Source:
         """
         where = f"{self.path}:{name}" if self._packed else str(self.path / name)
         try:
-            size = self._size(name)  # no more than this is ever unpacked
+            size = self._size(name)
             if size > limit:
                 raise DamagedImage(f"{where} is refused: {size} bytes are more than {limit}")
-            data = self._bytes(name)
+            data = self._bytes(name, limit + 1)  # a file may have grown, or not know its size
         except (KeyError, FileNotFoundError):
             raise DamagedImage(f"{where} does not exist") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except DamagedImage:
+            raise
+        except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError) as error:
             raise DamagedImage(f"{where} is damaged in the archive ({error})") from None
         except (RuntimeError, NotImplementedError) as error:
             raise DamagedImage(f"{where} cannot be unpacked ({error})") from None
         except OSError as error:
             raise DamagedImage(f"{where} cannot be read ({error.strerror or error})") from None
+        if len(data) > limit:
+            raise DamagedImage(f"{where} is refused: it holds more than {limit} bytes")
         if len(data) < size:
             raise DamagedImage(f"{where} is cut short: {len(data)} of {size} bytes")
         return data
@@ -129,17 +136,21 @@ class Source:
             return self._members[name][1]
         if self._packed:
             return self._zip().getinfo(self._stored.get(name, name)).file_size
-        return os.stat(self._file(name)).st_size
+        status = os.stat(self._file(name))
+        if not stat.S_ISREG(status.st_mode):  # a device never ends, and a pipe waits
+            raise DamagedImage(f"{self._file(name)} is no regular file")
+        return status.st_size
 
-    def _bytes(self, name: str) -> bytes:
+    def _bytes(self, name: str, most: int) -> bytes:
         if self._tar:
             archive, (offset, size) = self._archive(), self._members[name]
             archive.seek(offset)
             return archive.read(size)
         if self._packed:
-            return self._zip().read(self._stored.get(name, name))
+            with self._zip().open(self._stored.get(name, name)) as member:
+                return member.read(most)
         with open(self._file(name), "rb") as file:
-            return file.read()
+            return file.read(most)
 
     def _file(self, name: str) -> str:
         return f"{self.path}/{name}"  # a Path would take as long as reading a small picture
@@ -147,7 +158,9 @@ class Source:
     def _zip(self) -> zipfile.ZipFile:
         try:
             return self._archive()
-        except (zipfile.BadZipFile, EOFError, struct.error):
+        except NotImplementedError as error:
+            raise ValueError(f"{self.path} cannot be unpacked ({error}): pack it again") from None
+        except (zipfile.BadZipFile, EOFError, struct.error, ValueError):
             raise ValueError(
                 f"{self.path} is no zip file, or a damaged one: pass a folder, a .zip or a .tar, "
                 "or download it again"
