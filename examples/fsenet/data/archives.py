@@ -57,7 +57,8 @@ class Source:
 
     Raises:
         FileNotFoundError: `path` does not exist.
-        ValueError: it is none of them or damaged, or a name in it is there twice or leads out.
+        ValueError: it is none of them or damaged, a name in it is there twice or leads out, or a
+            folder in it cannot be listed or lies too deep.
     """
 
     def __init__(self, path: str | Path, repeated: Callable[[str], None] | None = None) -> None:
@@ -207,12 +208,20 @@ def _again(names: list[str]) -> list[str]:
 
 
 def _walk(root: Path) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise ValueError(
+            f"{error.filename} cannot be listed ({error.strerror}): make it readable, or move it"
+        )
+
     names = []
     # Linked folders are followed, as data sets are often assembled that way; the depth is bounded
     # in case they form a ring.
-    for folder, inner, files in os.walk(root, followlinks=True):
+    for folder, inner, files in os.walk(root, onerror=refuse, followlinks=True):
         relative = Path(folder).relative_to(root)
-        if len(relative.parts) >= _MAX_DEPTH:
-            inner.clear()
+        if inner and len(relative.parts) >= _MAX_DEPTH:
+            raise ValueError(
+                f"{Path(folder) / min(inner)} lies more than {_MAX_DEPTH} folders deep: move it, "
+                "or remove the link that leads in a ring"
+            )
         names += [(relative / name).as_posix() for name in files]
     return names
