@@ -20,7 +20,9 @@ from data import images
 from data.archives import DamagedImage, Source
 from data.damage import Damage
 from data.images import IdentityFolder, decode_all, load_rgb
-from data.pictures import open_pictures
+from data.pictures import open_pictures, reader_of
+from data.shards import IdentityShards
+from data.tables import IdentityTable
 from PIL import Image
 
 LFW = Path(__file__).parents[2] / "../shared/data/lfw112.zip"
@@ -304,6 +306,55 @@ def test_not_files(tmp_path, in_time):
         os.mkfifo(tmp_path / f"pipe{suffix}")
         with pytest.raises(ValueError, match=rf"pipe{suffix} is no regular file: pass a folder"):
             open_pictures(tmp_path / f"pipe{suffix}")
+
+
+def test_unlisted_folders(tmp_path, monkeypatch):
+    """What cannot be looked into is told: its people would be missing."""
+    path = make(tmp_path / "faces", pictures())
+
+    def scandir(place, list_it=os.scandir):
+        if str(place).endswith("Bob"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return list_it(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # the rights of a file do not bind root
+    with pytest.raises(ValueError, match=r"faces/Bob cannot be listed \(Permission denied\): make"):
+        Source(path)
+
+
+def test_depth(tmp_path):
+    """Eight folders deep is read; deeper, and a ring of links, are told."""
+    deep = "/".join("abcdefgh")
+    path = make(tmp_path / "faces", {f"{deep}/1.png": b"x"})
+    assert Source(path).names == (f"{deep}/1.png",)
+    make(path, {f"{deep}/i/1.png": b"x"})
+    with pytest.raises(ValueError, match=rf"faces/{deep}/i lies more than 8 folders deep: move it"):
+        Source(path)
+    ring = make(tmp_path / "ring", pictures())
+    (ring / "Ann/back").symlink_to(ring)
+    with pytest.raises(ValueError, match=r"8 folders deep: .*, or remove the link that leads"):
+        Source(ring)
+
+
+@pytest.mark.parametrize("around", ["", "images/"])
+@pytest.mark.parametrize("suffix", [".tar", ".parquet", ".arrow"])
+def test_stray_files(tmp_path, suffix, around):
+    """One stray file does not decide what a folder of people is, nor the other way round."""
+    path = make(tmp_path / "faces", pictures(around))
+    assert reader_of(path) is IdentityFolder
+    make(path, {f"._stray{suffix}": b"", ".git/a/1.png": b""})  # hidden
+    assert reader_of(path) is IdentityFolder
+    make(path, {f"stray{suffix}": b""})
+    with pytest.raises(
+        ValueError, match=rf"faces holds \{suffix} files and folders of pictures: m"
+    ):
+        reader_of(path)
+    other = make(tmp_path / "other", {f"a{suffix}": b"", "cover.jpg": b"", "docs/a.txt": b""})
+    assert reader_of(other) is (IdentityShards if suffix == ".tar" else IdentityTable)
+    added = ".arrow" if suffix == ".parquet" else ".parquet"
+    make(other, {f"b{added}": b""})
+    with pytest.raises(ValueError, match=r"other holds \.\w+ files and \.\w+ files: move one kind"):
+        reader_of(other)
 
 
 def test_damaged_members(tmp_path):
