@@ -213,6 +213,31 @@ def test_lfw_in_another_format(tmp_path, lfw_like):
     assert test.names[test.pairs.first[0]] == "P016/P016_0001.png"
 
 
+def test_lfw_as_it_is_given_out(tmp_path, lfw_like):
+    """Without a list of people, the pairs and the pictures' names make the same sets."""
+    original = lfw_like(tmp_path / "original.zip")
+    path = changed_copy(
+        original, tmp_path / "lfw.zip", lambda name: None if name.startswith("identity") else name
+    )
+    (train, test), (listed, expected) = (picture_sets([x], 0) for x in (path, original))
+    assert train.num_identities == listed.num_identities == 18
+    assert torch.equal(train.images, listed.images)
+    assert test.names == expected.names
+    assert test.pairs.first.tolist() == expected.pairs.first.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_repeats(tmp_path):
+    """In a zip that is not LFW's it is one damaged picture, which may be let pass."""
+    path = make(tmp_path / "faces.zip", 130, 2)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("P007/1.png", picture(7, 1))
+    with pytest.raises(ValueError, match=r"'P007/1.png' more than once.* 1 damaged, and 0 allowed"):
+        picture_sets([path], 0)
+    train, _ = picture_sets([path], 0, damaged=1)
+    assert train.damage.count == 1
+
+
 def test_lfw_lacks_a_picture(tmp_path, lfw_like):
     original = lfw_like(tmp_path / "original.zip")
     path = changed_copy(

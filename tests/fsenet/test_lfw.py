@@ -230,15 +230,64 @@ def test_list_errors(tmp_path, name, old, new, text):
     assert "\n" not in str(caught.value)
 
 
+def official(around="lfw/", suffix=".jpg"):
+    """What LFW gives out: the pairs and the pictures, here empty ones."""
+    people = [line.split() for line in lists()["identity_folds.txt"].splitlines()[1:]]
+    names = [f"{who}/{who}_{n:04d}" for who, _, count in people for n in range(1, int(count) + 1)]
+    texts = dict.fromkeys([f"{around}{name}{suffix}" for name in names], "")
+    return texts | {"pairs.txt": lists()["pairs.txt"]}
+
+
+@pytest.mark.parametrize(("around", "suffix"), [("", ".jpg"), ("lfw/", ".png")])
+def test_official(tmp_path, around, suffix):
+    """Folds that the pairs imply and pictures that are there say what the list of people says."""
+    texts = official(around, suffix)
+    texts |= {"lfw/README_0001.jpg": "", "__MACOSX/Nobody/Nobody_0009.jpg": ""}  # no pictures of it
+    bare = LfwProtocol.read(write(tmp_path / "a.zip", texts))
+    listed = LfwProtocol.read(write(tmp_path / "b.zip", texts | lists()))
+    assert list(listed.hashes) == ["pairs.txt", "identity_folds.txt"]
+    assert bare.hashes == {"pairs.txt": listed.hashes["pairs.txt"]}
+    assert bare.identity_fold == listed.identity_fold
+    assert bare.identity_images == listed.identity_images
+    assert (bare.first, bare.second) == (listed.first, listed.second)
+    for folds in ((1, 3), range(FOLDS)):
+        assert bare.train_identities(folds) == listed.train_identities(folds)
+        assert bare.test_paths(folds) == listed.test_paths(folds)
+    names, vectors = embed(listed, 1.0)
+    one, other = (x.evaluate_held_out(names, vectors, (1, 3), 5) for x in (bare, listed))
+    assert one | {"list_sha256": None} == other | {"list_sha256": None}
+
+
+def test_official_errors(tmp_path):
+    """Missing pictures, and pairs that put a person into two folds."""
+    texts = official()
+    del texts["lfw/P00_J._Doe/P00_J._Doe_0002.jpg"]
+    message = r"a.zip holds 3 pictures of P00_J._Doe but not P00_J._Doe_0002: add it"
+    with pytest.raises(ValueError, match=message):
+        LfwProtocol.read(write(tmp_path / "a.zip", texts))
+    texts = {name: text for name, text in official().items() if "P10_" not in name}
+    with pytest.raises(
+        ValueError, match=r"b.zip holds no picture of P10_J._Doe, whom pairs.txt na"
+    ):
+        LfwProtocol.read(write(tmp_path / "b.zip", texts))
+    texts = official()
+    texts["pairs.txt"] = texts["pairs.txt"].replace("P00_J._Doe\t1\t3", "P10_J._Doe\t1\t3")
+    message = r"pairs.txt itself puts P10_J._Doe in fold 1, but pairs.txt has them in fold 0"
+    with pytest.raises(ValueError, match=message):
+        LfwProtocol.read(write(tmp_path / "c.zip", texts))
+
+
 def test_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no identity_folds.txt at its top"):
+    with pytest.raises(FileNotFoundError, match=r"holds neither identity_folds.txt at its top nor"):
         LfwProtocol.read(write(tmp_path / "a.zip", {"pairs.txt": lists()["pairs.txt"]}))
+    with pytest.raises(FileNotFoundError, match=r"holds no pairs.txt at its top: it is not LFW's"):
+        LfwProtocol.read(write(tmp_path / "b.zip", {"a/pairs.txt": ""}))
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         LfwProtocol.read(tmp_path / "nowhere")
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data/lfw112.zip")
-def test_real():
+def test_real(tmp_path):
     protocol = LfwProtocol.read(REAL)
     assert len(protocol.same) == 6_000
     assert np.bincount(protocol.fold, weights=protocol.same).tolist() == [300.0] * 10
@@ -253,3 +302,9 @@ def test_real():
         stored = {name[len("images/") :] for name in archive.namelist()}
     assert {*protocol.first, *protocol.second, *test} <= stored
     assert not set(train) & {path.split("/")[0] for path in test}
+    with zipfile.ZipFile(REAL) as archive:
+        texts = dict.fromkeys(archive.namelist(), "") | {"pairs.txt": archive.read("pairs.txt")}
+    del texts["identity_folds.txt"]
+    bare = LfwProtocol.read(write(tmp_path / "bare.zip", texts))
+    assert bare.identity_fold == protocol.identity_fold
+    assert bare.identity_images == protocol.identity_images

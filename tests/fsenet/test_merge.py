@@ -95,6 +95,21 @@ def test_damaged_list(tmp_path, line, message):
         read_identity_list(tmp_path / "list.tsv")
 
 
+def test_list_of_no_text(tmp_path):
+    """Two names in Latin-1 must not become one; UTF-8 keeps them apart."""
+    text, listed = (
+        "\n".join(("Bob\tEve", "Cid\tJos\xe9", "Dan\tJos\xe8", "")),
+        tmp_path / "list.tsv",
+    )
+    listed.write_bytes(text.encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"list.tsv, line 2: expected UTF-8; got b'Cid.*: save it as"
+    ):
+        read_identity_list(listed)
+    listed.write_bytes(text.replace("\n", "\r\n").encode())
+    assert read_identity_list(listed) == {"Bob": "Eve", "Cid": "Jos\xe9", "Dan": "Jos\xe8"}
+
+
 def test_numbers_mean_nothing_elsewhere(tmp_path):
     """The twelfth person of one file is not the twelfth of another."""
     for name in "ab":

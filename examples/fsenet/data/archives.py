@@ -6,15 +6,17 @@ are refused, and sizes are checked before anything is unpacked.
 
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.tars import DamagedTar, tar_members
+from data.tars import DamagedTar, Member, tar_members, without_dots
 
 MAX_BYTES = 64 * 2**20  # a member or file: no face picture is larger
 _MAX_DEPTH = 8
@@ -50,26 +52,36 @@ class Source:
     Args:
         path: a folder, a `.zip`, or a `.tar` that is not compressed, which has no way to a single
             file. Links in a tar are passed over.
+        repeated: called with what is the matter each time that an archive holds a name once more;
+            the last file of that name is read, as when unpacked. None refuses such an archive.
 
     Raises:
         FileNotFoundError: `path` does not exist.
-        ValueError: it is none of them or damaged, or a name in it leads out of it.
+        ValueError: it is none of them or damaged, a name in it is there twice or leads out, or a
+            folder in it cannot be listed or lies too deep.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, repeated: Callable[[str], None] | None = None) -> None:
         self.path = Path(path)
         self._members: dict[str, tuple[int, int]] = {}  # of a tar: offset and size
+        self._stored: dict[str, str] = {}  # of a zip: as it spells a name, where otherwise
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path} does not exist: pass a folder, a .zip or a .tar")
         self._packed = not self.path.is_dir()
+        if self._packed and not self.path.is_file():
+            raise ValueError(f"{self.path} is no regular file: pass a folder, a .zip or a .tar")
         self._tar = self._packed and self.path.suffix == ".tar"
         opener = partial(open, mode="rb") if self._tar else zipfile.ZipFile
         self._archive = OwnHandle(partial(opener, self.path))
         if self._tar:
-            self._members = _members(self.path)
-            names = list(self._members)
+            members = _members(self.path)
+            names = [name for name, _, _ in members]
+            self._members = {name: (offset, size) for name, offset, size in members}
         elif self._packed:
-            names = [name for name in self._zip().namelist() if not name.endswith("/")]
+            stored = [name for name in self._zip().namelist() if not name.endswith("/")]
+            names = [without_dots(name) for name in stored]
+            spelt = dict(zip(names, stored, strict=True))  # the last of each
+            self._stored = {name: own for name, own in spelt.items() if name != own}
         else:
             names = list(_walk(self.path))
         for name in names if self._packed else ():
@@ -79,6 +91,11 @@ class Source:
                     "archive: do not use it, or pack it again with relative names"
                 )
         self.names = tuple(sorted(set(names)))
+        for name in _again(names) if len(self.names) < len(names) else ():
+            said = f"{self.path} holds {name!r} more than once"
+            if repeated is None:
+                raise ValueError(f"{said}: pack it again with one of them")
+            repeated(f"{said}, and the last alone is read")
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
@@ -91,18 +108,22 @@ class Source:
         """
         where = f"{self.path}:{name}" if self._packed else str(self.path / name)
         try:
-            size = self._size(name)  # no more than this is ever unpacked
+            size = self._size(name)
             if size > limit:
                 raise DamagedImage(f"{where} is refused: {size} bytes are more than {limit}")
-            data = self._bytes(name)
+            data = self._bytes(name, limit + 1)  # a file may have grown, or not know its size
         except (KeyError, FileNotFoundError):
             raise DamagedImage(f"{where} does not exist") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except DamagedImage:
+            raise
+        except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError) as error:
             raise DamagedImage(f"{where} is damaged in the archive ({error})") from None
         except (RuntimeError, NotImplementedError) as error:
             raise DamagedImage(f"{where} cannot be unpacked ({error})") from None
         except OSError as error:
             raise DamagedImage(f"{where} cannot be read ({error.strerror or error})") from None
+        if len(data) > limit:
+            raise DamagedImage(f"{where} is refused: it holds more than {limit} bytes")
         if len(data) < size:
             raise DamagedImage(f"{where} is cut short: {len(data)} of {size} bytes")
         return data
@@ -115,18 +136,22 @@ class Source:
         if self._tar:
             return self._members[name][1]
         if self._packed:
-            return self._zip().getinfo(name).file_size
-        return os.stat(self._file(name)).st_size
+            return self._zip().getinfo(self._stored.get(name, name)).file_size
+        status = os.stat(self._file(name))
+        if not stat.S_ISREG(status.st_mode):  # a device never ends, and a pipe waits
+            raise DamagedImage(f"{self._file(name)} is no regular file")
+        return status.st_size
 
-    def _bytes(self, name: str) -> bytes:
+    def _bytes(self, name: str, most: int) -> bytes:
         if self._tar:
             archive, (offset, size) = self._archive(), self._members[name]
             archive.seek(offset)
             return archive.read(size)
         if self._packed:
-            return self._zip().read(name)
+            with self._zip().open(self._stored.get(name, name)) as member:
+                return member.read(most)
         with open(self._file(name), "rb") as file:
-            return file.read()
+            return file.read(most)
 
     def _file(self, name: str) -> str:
         return f"{self.path}/{name}"  # a Path would take as long as reading a small picture
@@ -134,18 +159,20 @@ class Source:
     def _zip(self) -> zipfile.ZipFile:
         try:
             return self._archive()
-        except (zipfile.BadZipFile, EOFError, struct.error):
+        except NotImplementedError as error:
+            raise ValueError(f"{self.path} cannot be unpacked ({error}): pack it again") from None
+        except (zipfile.BadZipFile, EOFError, struct.error, ValueError):
             raise ValueError(
                 f"{self.path} is no zip file, or a damaged one: pass a folder, a .zip or a .tar, "
                 "or download it again"
             ) from None
 
 
-def _members(path: Path) -> dict[str, tuple[int, int]]:
-    """Return where each file of a tar lies."""
+def _members(path: Path) -> list[Member]:
+    """Return the files of a tar."""
     try:
         with open(path, "rb") as file:
-            return {name: (offset, size) for name, offset, size in tar_members(file)}
+            return list(tar_members(file))
     except DamagedTar as error:
         raise ValueError(
             f"{path} is no plain tar file, or a damaged one ({error}): unpack what is compressed"
@@ -174,13 +201,27 @@ def is_plain(name: str) -> bool:
     return not (slashes or hidden or leads_out(name)) and name.isprintable() and len(name) <= 200
 
 
+def _again(names: list[str]) -> list[str]:
+    """Return each name as often as it comes after its first time."""
+    counts = Counter(names)
+    return [name for name in sorted(counts) for _ in range(counts[name] - 1)]
+
+
 def _walk(root: Path) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise ValueError(
+            f"{error.filename} cannot be listed ({error.strerror}): make it readable, or move it"
+        )
+
     names = []
     # Linked folders are followed, as data sets are often assembled that way; the depth is bounded
     # in case they form a ring.
-    for folder, inner, files in os.walk(root, followlinks=True):
+    for folder, inner, files in os.walk(root, onerror=refuse, followlinks=True):
         relative = Path(folder).relative_to(root)
-        if len(relative.parts) >= _MAX_DEPTH:
-            inner.clear()
+        if inner and len(relative.parts) >= _MAX_DEPTH:
+            raise ValueError(
+                f"{Path(folder) / min(inner)} lies more than {_MAX_DEPTH} folders deep: move it, "
+                "or remove the link that leads in a ring"
+            )
         names += [(relative / name).as_posix() for name in files]
     return names

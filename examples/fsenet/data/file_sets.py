@@ -1,6 +1,7 @@
 """Which files stand for one set of pictures: a file, all of a folder, or a numbered row of them."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -23,6 +24,15 @@ def numbered(path: Path, number: int) -> Path:
     assert width is not None
     digits = f"{number:0{width[1] or 1}d}"
     return path.with_name(path.name[: width.start()] + digits + path.name[width.end() :])
+
+
+def suffixes_in(folder: Path, suffixes: Iterable[str]) -> list[str]:
+    """Return with which of these suffixes there are files that are not hidden."""
+    return [
+        suffix
+        for suffix in suffixes
+        if any(not file.name.startswith(".") for file in folder.glob(f"*{suffix}"))
+    ]
 
 
 def files_of(path: Path, suffix: str) -> list[Path]:

@@ -27,10 +27,14 @@ from data.damage import Damage
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # of all that Pillow reads, EPS starts Ghostscript
 MAX_PIXELS = 64 * 10**6  # 192 MB once decoded
+_DAMAGES = (  # what Pillow's decoders raise on bytes that are not as they should be
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, RuntimeError, EOFError, zlib.error, struct.error),
+)
 
 
 def load_rgb(data: bytes, name: str = "picture") -> UInt8[np.ndarray, "h w 3"]:
-    """Decode one picture to RGB.
+    """Decode one picture to RGB; of a grey PNG with 16 bits, the brightest stays the brightest.
 
     >>> buffer = io.BytesIO()
     >>> Image.new("L", (4, 2), 7).save(buffer, "PNG")
@@ -42,9 +46,10 @@ def load_rgb(data: bytes, name: str = "picture") -> UInt8[np.ndarray, "h w 3"]:
         name: how errors call the picture.
 
     Raises:
-        DamagedImage: the bytes are of no such format, truncated, or more than `MAX_PIXELS` pixels.
+        DamagedImage: the bytes are of no such format, truncated, more than `MAX_PIXELS` pixels, or
+            grey ones whose white no standard fixes.
     """
-    return np.asarray(_open_image(data, name).convert("RGB"))
+    return np.asarray(_decode(data, name))
 
 
 class Pieces(NamedTuple):
@@ -186,16 +191,17 @@ class IdentityFolder(IdentityPictures):
 
     Args:
         path: see `Source`.
-        identities, size: see `IdentityPictures`.
+        identities, size, damage: see `IdentityPictures`. What counts as damaged: a name that an
+            archive holds once more; of each the last is read.
 
     Raises:
         FileNotFoundError: `path` does not exist.
-        ValueError: there are no pictures, one does not lie in the folder of an identity, or an
-            identity asked for is not there.
+        ValueError: there are no pictures, one does not lie in the folder of an identity, more are
+            damaged than allowed, or an identity asked for is not there.
     """
 
     def _open(self, path: Path) -> tuple[Path, list[str], Int[np.ndarray, " n"]]:
-        self.source = Source(path)
+        self.source = Source(path, self.damage.add)
         images = [name for name in self.source.names if is_image(name)]
         if not images:
             raise ValueError(
@@ -273,7 +279,8 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not hidden
 
 
-def _open_image(data: bytes, name: str) -> Image.Image:
+def _decode(data: bytes, name: str) -> Image.Image:
+    """Decode to RGB."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is below
@@ -284,6 +291,7 @@ def _open_image(data: bytes, name: str) -> Image.Image:
                     f"{MAX_PIXELS} pixels"
                 )
             image.load()
+            return _eight_bits(image, name).convert("RGB")
     except DamagedImage:
         raise
     except Image.DecompressionBombError:
@@ -292,6 +300,18 @@ def _open_image(data: bytes, name: str) -> Image.Image:
         raise DamagedImage(
             f"{name} is no picture of {', '.join(FORMATS)}, or a damaged one: replace or remove it"
         ) from None
-    except (OSError, SyntaxError, ValueError, zlib.error, struct.error) as error:
+    except _DAMAGES as error:
         raise DamagedImage(f"{name} is damaged ({error}): replace or remove it") from None
-    return image
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Return a grey picture of more bits in eight, which Pillow would cut off at 255."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    if image.format != "PNG":  # where it has 16 bits of which all are used; TIFF holds any numbers
+        raise DamagedImage(
+            f"{name} is a {image.format} of mode {image.mode}, whose white is not known: "
+            "convert it to 8 bits"
+        )
+    grey = np.rint(np.asarray(image, dtype=np.float64) / 257).astype(np.uint8)  # 65535 / 255
+    return Image.fromarray(grey)

@@ -126,10 +126,17 @@ def read_identity_list(path: Path) -> dict[str, str]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line is not `identity <tab> name`, or says another thing than one before.
+        ValueError: a line is not `identity <tab> name` in UTF-8, or says another thing than one
+            before.
     """
     names: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines()):
+    for number, data in enumerate(path.read_bytes().splitlines()):
+        try:
+            line = data.decode("utf-8")
+        except UnicodeDecodeError:  # to replace what is none would make one name of two
+            raise ValueError(
+                f"{path}, line {number + 1}: expected UTF-8; got {data!r:.80}: save it as that"
+            ) from None
         if not line.strip():
             continue
         one, _, name = line.partition("\t")

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from data.damage import Damage
-from data.file_sets import is_numbered
-from data.images import IdentityFolder, IdentityPictures
+from data.file_sets import is_numbered, suffixes_in
+from data.images import IdentityFolder, IdentityPictures, is_image
 from data.merge import MergedPictures, read_identity_list
 from data.records import IdentityRecords
 from data.shards import IdentityShards, is_shard
-from data.tables import IdentityTable, holds_table
+from data.tables import SUFFIXES, IdentityTable
 
 
 def open_pictures(
@@ -67,19 +67,18 @@ def reader_of(path: str | Path) -> type[IdentityPictures]:
 
     Raises:
         FileNotFoundError: there is nothing there.
+        ValueError: a folder holds files of two formats, or of one beside folders of pictures.
     """
     path = Path(path)
     if not (path.exists() or is_numbered(path)):
         raise FileNotFoundError(f"{path} does not exist: pass pictures of people (docs/recipe.md)")
-    if path.suffix == ".rec" or (path / "train.rec").is_file():
+    if path.suffix == ".rec":
         return IdentityRecords
-    if holds_table(path):
+    if path.suffix in SUFFIXES:
         return IdentityTable
     if path.suffix == ".tar" and (is_numbered(path) or is_shard(path)):
         return IdentityShards
-    if path.is_dir() and any(path.glob("*.tar")):
-        return IdentityShards
-    return IdentityFolder
+    return _reader_of_folder(path) if path.is_dir() else IdentityFolder
 
 
 def enough_images(pictures: IdentityPictures, least: int) -> IdentityPictures:
@@ -101,3 +100,26 @@ def enough_images(pictures: IdentityPictures, least: int) -> IdentityPictures:
         file=sys.stderr,
     )
     return pictures.keep(names)
+
+
+def _reader_of_folder(path: Path) -> type[IdentityPictures]:
+    """Return the reader of what lies in a folder; one stray file must not decide for the rest."""
+    if (path / "train.rec").is_file():
+        return IdentityRecords  # called so, it is no stray file
+    found = suffixes_in(path, (".tar", *SUFFIXES))
+    kinds = [f"{suffix} files" for suffix in found]
+    if found and _holds_folders_of_pictures(path):
+        kinds.append("folders of pictures")
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{path} holds {' and '.join(kinds)}: move one kind elsewhere, or name the files"
+        )
+    if not found:
+        return IdentityFolder
+    return IdentityShards if found == [".tar"] else IdentityTable
+
+
+def _holds_folders_of_pictures(path: Path) -> bool:
+    """Tell whether there is `<identity>/<image>`, with one folder around it or none."""
+    places = (file for depth in ("*/*", "*/*/*") for file in path.glob(depth))
+    return any(is_image(file.relative_to(path).as_posix()) for file in places)

@@ -228,6 +228,8 @@ def write_shards(
 
 def is_shard(path: Path) -> bool:
     """Tell whether a tar has labels beside its pictures."""
+    if not path.is_file():  # opening a pipe waits
+        return False
     try:
         with open(path, "rb") as file:
             for member, _ in zip(tar_members(file), range(10), strict=False):

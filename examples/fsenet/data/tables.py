@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data.archives import MAX_BYTES, DamagedImage, OwnHandle, is_plain
-from data.file_sets import files_of
+from data.file_sets import files_of, suffixes_in
 from data.images import IdentityPictures, Pieces, is_image
 from data.table_files import TableFile, damaged_file
 
@@ -53,7 +53,8 @@ class IdentityTable(IdentityPictures):
     """
 
     def _open(self, path: Path) -> tuple[Path, list[str], Int[np.ndarray, " n"]]:
-        suffix = ".arrow" if path.suffix == ".arrow" or any(path.glob("*.arrow")) else ".parquet"
+        arrow = path.suffix == ".arrow" or suffixes_in(path, [".arrow"])
+        suffix = ".arrow" if arrow else ".parquet"
         self._groups = OwnHandle(partial(_Groups, files_of(path, suffix)))
         groups: _Groups = self._groups()
         people: dict[str, int] = {}
@@ -186,12 +187,6 @@ def write_table(
             images = [{"bytes": data, "path": name.split("/")[1]} for name, data in group]
             labels = [number[name.split("/")[0]] for name, _ in group]
             writer.write_table(pa.table([images, labels], schema=schema), row_group_size=_ROWS)
-
-
-def holds_table(path: Path) -> bool:
-    """Tell whether this is a Parquet or Arrow file, or a folder of such."""
-    inside = path.is_dir() and any(any(path.glob(f"*{suffix}")) for suffix in SUFFIXES)
-    return path.suffix in SUFFIXES or inside
 
 
 def _columns(path: Path, schema: "pa.Schema") -> tuple[str, str]:

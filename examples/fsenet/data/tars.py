@@ -73,14 +73,25 @@ def tar_members(file: BinaryIO) -> Iterator[Member]:
             sparse = any(key.startswith("GNU.sparse") for key in attributes)
             folder = kind == b"\0" and name.endswith("/")  # as before folders had a kind
             if kind in _FILES and not sparse and not folder:
-                yield Member(name.removeprefix("./"), begin, size)
+                yield Member(without_dots(name), begin, size)
             attributes = {}
         offset = begin + size + -size % BLOCK
 
 
 def member_name(header: bytes) -> str:
     """Return the name in a header of 512 bytes, of a long one the beginning."""
-    return _name(header).removeprefix("./")
+    return without_dots(_name(header))
+
+
+def without_dots(name: str) -> str:
+    """Return a name without the parts that say "this folder".
+
+    >>> without_dots("./Ann/./1.jpg"), without_dots("./../1.jpg"), without_dots("Ann./1.jpg")
+    ('Ann/1.jpg', '../1.jpg', 'Ann./1.jpg')
+    """
+    if "./" not in name:  # of millions of names, nearly all
+        return name
+    return "/".join(part for part in name.split("/") if part != ".")
 
 
 def _name(header: bytes) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 from data.archives import Source
-from data.images import IMAGE_SUFFIXES
 from jaxtyping import Bool, Float, Int, Shaped
 
 from partlocal.evaluation import auc, auc_interval, ten_fold_accuracy
+from protocols.lfw_lists import count_pictures, owner_of, parse_identities, parse_pairs, stem_of
 
 MAX_ALL_PAIRS = 2 * 10**7  # 2 GB of working memory for the AUC over all pairs of pictures
 
@@ -34,7 +34,7 @@ class LfwProtocol:
         fold: of each pair, from 0.
         identity_fold: fold of each person, -1 for people in no pair.
         identity_images: number of pictures of each person.
-        hashes: sha256 of each list file.
+        hashes: sha256 of each list file that was there.
     """
 
     first: tuple[str, ...]
@@ -47,32 +47,46 @@ class LfwProtocol:
 
     @classmethod
     def read(cls, path: str | Path) -> "LfwProtocol":
-        """Read `pairs.txt` and `identity_folds.txt` at the top of a folder or zip.
+        """Read `pairs.txt` at the top of a folder or zip, and whose pictures lie there.
+
+        People and their folds are those of `identity_folds.txt` beside it; without it, as LFW is
+        given out, folds are those of the pairs, and people those whose pictures lie there.
 
         Raises:
             FileNotFoundError: the folder, the zip or a list is not there.
-            ValueError: a line is not as it should be; the message names list and line.
+            ValueError: a line is not as it should be; the message names list and line. Or a picture
+                is missing.
         """
         source = Source(path)
+        if "pairs.txt" not in source:
+            raise FileNotFoundError(f"{path} holds no pairs.txt at its top: it is not LFW's")
         texts, hashes = {}, {}
         for name in ("pairs.txt", "identity_folds.txt"):
-            if name not in source:
-                raise FileNotFoundError(f"{path} holds no {name} at its top: it is not LFW's")
-            data = source.read(name)
-            hashes[name] = hashlib.sha256(data).hexdigest()
-            texts[name] = data.decode("utf-8", errors="replace").splitlines()
-        first, second, same, fold = _parse_pairs(texts["pairs.txt"])
-        folds, images = _parse_identities(texts["identity_folds.txt"])
+            if name in source:
+                data = source.read(name)
+                hashes[name] = hashlib.sha256(data).hexdigest()
+                texts[name] = data.decode("utf-8", errors="replace").splitlines()
+        first, second, same, fold = parse_pairs(texts["pairs.txt"])
+        if "identity_folds.txt" in texts:
+            folds, images = parse_identities(texts["identity_folds.txt"])
+            said = "identity_folds.txt puts"
+        else:
+            images = count_pictures(source)
+            folds = dict.fromkeys(images, -1)
+            folds |= {
+                owner_of(a): number for a, number in zip(first + second, fold * 2, strict=True)
+            }
+            said = "pairs.txt itself puts"
         protocol = cls(first, second, np.array(same), np.array(fold), folds, images, hashes)
         for number, (a, b) in enumerate(zip(first, second, strict=True)):
-            for name in (a, b):
-                person = name.split("/")[0]
+            for person in (owner_of(a), owner_of(b)):
                 if folds.get(person) != fold[number]:
                     raise ValueError(
-                        f"identity_folds.txt puts {person} in fold {folds.get(person)}, but "
-                        f"pairs.txt has them in fold {fold[number]}: the lists do not belong "
-                        "together"
+                        f"{said} {person} in fold {folds.get(person)}, but pairs.txt has them in "
+                        f"fold {fold[number]}: the lists do not belong together"
                     )
+                if person not in images:
+                    raise ValueError(f"{path} holds no picture of {person}, whom pairs.txt names")
         return protocol
 
     def train_identities(self, test_folds: Sequence[int] = (8, 9)) -> tuple[str, ...]:
@@ -208,7 +222,7 @@ class LfwProtocol:
                 "name fewer folds"
             )
         unit = _unit(names, embeddings)[_find(_rows(names, embeddings), paths)]
-        people = [path.split("/")[0] for path in paths]
+        people = [owner_of(path) for path in paths]
         _, person = np.unique(people, return_inverse=True)
         scores = np.empty(count)
         identities = np.empty((count, 2), dtype=np.int32)
@@ -227,59 +241,6 @@ class LfwProtocol:
             raise ValueError(f"folds must be among {there}; got {list(folds)}")
 
 
-def _parse_pairs(
-    lines: Sequence[str],
-) -> tuple[tuple[str, ...], tuple[str, ...], list[bool], list[int]]:
-    def bad(number: int, expected: str) -> ValueError:
-        return ValueError(f"pairs.txt, line {number}: expected {expected}; got {line!r}")
-
-    line = lines[0] if lines else ""
-    header = line.split()
-    if len(header) != 2 or not all(word.isdigit() for word in header):
-        raise bad(1, "'folds pairs' (two numbers, as '10 300')")
-    folds, each = (int(word) for word in header)
-    rows = [(n, text) for n, text in enumerate(lines[1:], start=2) if text.strip()]
-    if len(rows) != folds * each * 2:
-        raise ValueError(
-            f"pairs.txt announces {folds} x 2 x {each} pairs and holds {len(rows)}: cut short?"
-        )
-    first, second, same, fold = [], [], [], []
-    for index, (number, text) in enumerate(rows):
-        line = text
-        words = text.split("\t") if "\t" in text else text.split()
-        genuine = index % (2 * each) < each
-        if len(words) != (3 if genuine else 4):
-            raise bad(number, "'name i j'" if genuine else "'name i name j'")
-        a, i, b, j = (words[0], words[1], words[0], words[2]) if genuine else words
-        if not (i.strip().isdigit() and j.strip().isdigit()):
-            raise bad(number, "whole numbers of pictures")
-        first.append(f"{a}/{a}_{int(i):04d}.jpg")
-        second.append(f"{b}/{b}_{int(j):04d}.jpg")
-        same.append(genuine)
-        fold.append(index // (2 * each))
-    return tuple(first), tuple(second), same, fold
-
-
-def _parse_identities(lines: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
-    folds, images = {}, {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        words = line.split()
-        if len(words) != 3 or not words[1].lstrip("-").isdigit() or not words[2].isdigit():
-            raise ValueError(
-                f"identity_folds.txt, line {number}: expected 'name fold images'; got {line!r}"
-            )
-        folds[words[0]], images[words[0]] = int(words[1]), int(words[2])
-    return folds, images
-
-
-def _key(name: str) -> str:
-    key = name.rsplit("/", maxsplit=1)[-1]
-    stem, dot, suffix = key.rpartition(".")  # some people have a dot in their name
-    return stem if (dot + suffix).lower() in IMAGE_SUFFIXES else key
-
-
 def _rows(names: Sequence[str], embeddings: Shaped[np.ndarray, "n d"]) -> dict[str, int]:
     if np.ndim(embeddings) != 2 or len(names) != len(embeddings):
         raise ValueError(
@@ -288,7 +249,7 @@ def _rows(names: Sequence[str], embeddings: Shaped[np.ndarray, "n d"]) -> dict[s
         )
     rows: dict[str, int] = {}
     for row, name in enumerate(names):
-        if rows.setdefault(_key(str(name)), row) != row:
+        if rows.setdefault(stem_of(str(name)), row) != row:
             raise ValueError(f"names must be different pictures; got {name!r} twice")
     return rows
 
@@ -306,7 +267,7 @@ def _unit(names: Sequence[str], embeddings: np.ndarray) -> Float[np.ndarray, "n 
 
 
 def _find(rows: dict[str, int], paths: Iterable[str]) -> Int[np.ndarray, " n"]:
-    wanted = [_key(path) for path in paths]
+    wanted = [stem_of(path) for path in paths]
     missing = sorted({name for name in wanted if name not in rows})
     if missing:
         raise ValueError(
