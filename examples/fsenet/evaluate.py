@@ -17,7 +17,6 @@ Embeddings of IJB keep their length, which counts. With `--all-folds` LFW's ten 
 as published; only for networks that were not trained on people of LFW.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,6 +44,7 @@ from machine import choose_precision, to_json, versions, write_json
 from model import load_network
 from protocols.crops import LooseCrops, holds_crops
 from protocols.ijba import Pooling
+from run_folder import one_line_errors
 from torch.nn import functional as F
 
 LISTS = {  # of the protocols that compare sets of pictures
@@ -253,7 +253,5 @@ def load_test_set(arguments: Arguments) -> TestSet:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main(tyro.cli(Arguments))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
