@@ -43,6 +43,7 @@ from limits import check_numbers
 from machine import choose_precision, to_json, versions, write_json
 from model import load_network
 from protocols.crops import LooseCrops, holds_crops
+from protocols.ijb import Name
 from protocols.ijba import Pooling
 from run_folder import one_line_errors
 from torch.nn import functional as F
@@ -170,7 +171,7 @@ def evaluate_features(arguments: Arguments) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         if not holds_embeddings(features):  # a network, and IJB's pictures
             features = arguments.features or Path(scratch) / "features"
-            made, arm = describe_crops(arguments, path, features), "whole descriptor"
+            made, arm = describe_crops(arguments, name, path, features), "whole descriptor"
         if name == "ytf":
             flags, found = evaluate_ytf(path, features)
         elif name == "ijba":
@@ -188,7 +189,7 @@ def evaluate_features(arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def describe_crops(arguments: Arguments, crops: Path, features: Path) -> dict[str, Any]:
+def describe_crops(arguments: Arguments, name: Name, crops: Path, features: Path) -> dict[str, Any]:
     """Cut IJB's faces from its loose crops, describe them, and return how."""
     how = Extraction(
         test_time=arguments.test_time,
@@ -196,7 +197,8 @@ def describe_crops(arguments: Arguments, crops: Path, features: Path) -> dict[st
         precision=arguments.precision,
         workers=arguments.workers,
     )
-    folder = extract(arguments.checkpoint, LooseCrops(crops, size=SIZE), features, how)
+    pictures = LooseCrops(crops, size=SIZE, protocol=name)
+    folder = extract(arguments.checkpoint, pictures, features, how)
     return {
         "alignment": "five points to 112x112, bilinear, pixel centres whole, outside black",
         "test_time": TEST_TIME[arguments.test_time],

@@ -146,6 +146,8 @@ def extract(
         "network_sha256": _hash_of(network),
         "names_sha256": _hash_names(pictures),
     }
+    if isinstance(pictures, LooseCrops):  # other points are other pictures
+        options["points_sha256"] = pictures.points_sha256
     names = map(pictures.name, range(len(pictures)))
     folder = FeatureFolder(output, options, names, place.rank)
     _check_damage(pictures, folder, how.damaged)

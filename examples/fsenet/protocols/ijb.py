@@ -173,12 +173,17 @@ class IjbLists(ListFiles):
 
         Raises:
             FileNotFoundError: none is.
+            ValueError: both are, and their faces have the same names.
         """
-        lists = cls(path, "")
-        for lists.name in GALLERIES:
-            if "name_5pts_score.txt" in lists:
-                return lists
-        raise FileNotFoundError(f"{path} holds no ijbb_ or ijbc_name_5pts_score.txt")
+        files = ListFiles(path)
+        found = [name for name in GALLERIES if f"{name}_name_5pts_score.txt" in files]
+        if not found:
+            raise FileNotFoundError(f"{path} holds no ijbb_ or ijbc_name_5pts_score.txt")
+        if len(found) > 1:
+            raise ValueError(
+                f"{path} holds ijbb_ and ijbc_name_5pts_score.txt: pass what holds one of them"
+            )
+        return cls(path, found[0])
 
     def __contains__(self, file: str) -> bool:
         return super().__contains__(f"{self.name}_{file}")
