@@ -86,6 +86,7 @@ def evaluate_megaface(lists: Path, features: Path, options: MegafaceOptions, see
     """
     size, number = options.distractors, options.distractor_set
     protocol = MegafaceProtocol.read(lists, size, number)
+    protocol.check_cleaning(lists, options.cleaning)
     if options.results is not None and not options.results.is_dir():
         raise FileNotFoundError(f"{options.results} is no folder: make it first")
 
