@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from jaxtyping import Int
@@ -21,7 +22,7 @@ class Stored:
     def __init__(self, path: Path) -> None:
         try:
             mapped = np.lib.format.open_memmap(path, mode="r")
-        except (ValueError, EOFError, TypeError, SyntaxError) as error:
+        except (ValueError, EOFError, TypeError, SyntaxError, TokenError) as error:
             raise ValueError(f"{path} is no .npy of numbers, or a damaged one ({error})") from None
         if mapped.ndim != 2 or mapped.dtype.kind not in "fiu" or not mapped.flags.c_contiguous:
             raise ValueError(

@@ -178,7 +178,21 @@ def test_errors(tmp_path):
         read_embeddings(path, ("a/1",))
 
     two = np.ones((2, 3))
+
+    def with_central(offset, value):
+        """Change a byte of the first entry of a zip's central directory."""
+        data = bytearray(save(path, NAMES, by_person()).read_bytes())
+        data[data.index(b"PK\1\2") + offset] = value
+        path.write_bytes(data)
+
     wrong = {
+        "encrypted": lambda: with_central(8, 1),
+        "compressed in no known way": lambda: with_central(10, 99),
+        "of a later version": lambda: with_central(6, 255),
+        "before its begin": lambda: with_central(45, 255),
+        "unbalanced": lambda: path.write_bytes(
+            save(path, NAMES, by_person()).read_bytes().replace(b"'shape': (", b"'shape':((")
+        ),
         "no names": lambda: np.savez(path, embeddings=two),
         "no embeddings": lambda: np.savez(path, names=np.array(["a/1"])),
         "empty": lambda: path.write_bytes(b""),

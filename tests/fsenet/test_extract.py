@@ -344,7 +344,8 @@ def test_npy(tmp_path):
     with pytest.raises(ValueError, match=r"n = 2 names in f\.txt; got \[4, 3\]"):
         load_embeddings(path)
     whole = path.read_bytes()
-    for data in (whole[:-1], whole[:20], b"", b"junk" * 99):
+    unbalanced = whole.replace(b"'shape': (", b"'shape':((")
+    for data in (whole[:-1], whole[:20], b"", b"junk" * 99, unbalanced):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=re.escape(f"{path} is no .npy of numbers, or a dam")):
             Stored(path)
