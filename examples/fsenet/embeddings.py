@@ -94,11 +94,17 @@ def read_embeddings(path: Path, names: tuple[str, ...]) -> Tensor:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: see `load_embeddings`, or a picture has none.
+        ValueError: see `load_embeddings`; or a picture has none, or one without a direction.
     """
     vectors = torch.from_numpy(embedding_rows(path, names)[:]).float()
     if not torch.isfinite(vectors).all():
         raise ValueError(f"{path} holds embeddings that are not finite")
+    short = vectors.norm(dim=1) < 1e-12  # which `normalize` leaves shorter than 1
+    if short.any():
+        raise ValueError(
+            f"{path} holds {int(short.sum())} embeddings of zero, first that of "
+            f"{names[int(short.int().argmax())]}: they have no cosine"
+        )
     return vectors
 
 

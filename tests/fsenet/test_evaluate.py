@@ -237,6 +237,10 @@ def test_errors(tmp_path):
     save(path, ["a/1"], np.array([[1.0, np.nan]]))
     with pytest.raises(ValueError, match="holds embeddings that are not finite"):
         read_embeddings(path, ("a/1",))
+    for small in (0, 1e-20):  # the cosine of which would be 0 with everybody
+        save(path, ["a/1", "b/1", "c/1"], np.array([[1.0, 2.0], [0.0, small], [small, 0.0]]))
+        with pytest.raises(ValueError, match=r"2 embeddings of zero, first that of c/1: they have"):
+            read_embeddings(path, ("a/1", "c/1", "b/1"))
 
 
 def test_the_folder_of_a_run_is_no_network(tmp_path):
