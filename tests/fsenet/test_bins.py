@@ -159,7 +159,7 @@ def test_evaluate(tmp_path, capsys):
     assert len(found["protocol"]["sha256"]) == 64
     for change, message in (
         ({"faces": None}, "--protocol bin needs --faces: a .bin of insightface"),
-        ({"all_folds": True}, "--all-folds is for LFW with its lists: other sets"),
+        ({"all_folds": True}, "--all-folds is for --protocol lfw: leave it out with bin"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate.main(Arguments(**vars(arguments) | change))

@@ -87,7 +87,7 @@ def test_evaluate(world, tmp_path, capsys, kept):
         evaluate.main(Arguments(place, "ijbc", world))
         again = json.loads(capsys.readouterr().out)
         assert again["arms"]["embeddings"] == numbers
-        with pytest.raises(ValueError, match="--features is where a network's embeddings go: the"):
+        with pytest.raises(ValueError, match="--features is for networks: leave it out, the embed"):
             evaluate.main(Arguments(place, "ijbc", world, features=place))
 
 
@@ -107,6 +107,15 @@ def test_both_protocols(world, tmp_path):
     (tmp_path / "more/loose_crop/0.jpg").touch()
     with pytest.raises(ValueError, match=r"2 folders of crops, loose_crop/ and more/loose_crop/: "):
         LooseCrops(tmp_path, protocol="ijbc")
+
+
+def test_damaged_lists_are_told_first(world, tmp_path, monkeypatch):
+    """Not after hours of describing."""
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "meta/ijbc_1N_probe_mixed.csv").unlink()
+    monkeypatch.setattr(evaluate, "describe_crops", lambda *_: pytest.fail("too late"))
+    with pytest.raises(FileNotFoundError, match=r"holds no ijbc_1N_probe_mixed\.csv"):
+        evaluate.main(Arguments(world / "baseline", "ijbc", tmp_path))
 
 
 def test_other_points(world, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+from pathlib import Path
 
 import evaluate
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from data.faces import TestSet as Faces
 from evaluate import Arguments, read_embeddings
+from feature_protocols import MegafaceOptions
 from machine import choose_precision
 from model import GlobalNet, load_network
 from protocols.pairs import draw_pairs
@@ -154,6 +156,46 @@ def test_procedural_protocol():
     assert not torch.equal(other.images, test.images)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value", "protocols"),
+    [
+        ("procedural", "faces", Path("x"), "lfw, cfp_ff, cfp_fp, agedb_30, calfw, cplfw, bin"),
+        ("cplfw", "unit_features", True, "ijba, ijbb, ijbc"),
+        ("ijba", "detector_scores", False, "ijbb, ijbc"),
+        ("ijbc", "pooling", "media", "ijba"),
+        ("ytf", "megaface", MegafaceOptions(cleaning="facex"), "megaface"),
+        ("megaface", "features", Path("x"), "ijbb, ijbc"),
+        ("lfw", "workers", 2, "ijbb, ijbc"),
+        ("ijbb", "all_folds", True, "lfw"),
+        ("lfw", "seed", 1, "procedural, megaface"),
+        ("agedb_30", "identities", 50, "procedural"),
+        ("calfw", "samples", 2, "procedural"),
+    ],
+)
+def test_options_of_other_protocols(tmp_path, name, option, value, protocols):
+    """None is passed over in silence."""
+    path = save(tmp_path / "e.npz", NAMES, by_person())
+    flag = {"megaface": "megaface.cleaning"}.get(option, option.replace("_", "-"))
+    message = rf"^--{flag} is for --protocol {protocols}.*: leave it out with {name}$"
+    with pytest.raises(ValueError, match=message):
+        evaluate.main(Arguments(path, name, **{option: value}))
+    known = next(iter(protocols.split(", ")))
+    evaluate.check_options(Arguments(tmp_path, known, **{option: value}))
+    for option, value in (("test_time", "sum"), ("precision", "fp32")):
+        evaluate.check_options(Arguments(tmp_path, name, **{option: value}))
+        with pytest.raises(ValueError, match=r"^--(test-time|precision) is for networks"):
+            evaluate.main(Arguments(path, name, **{option: value}))
+
+
+@pytest.mark.parametrize("name", ["ijba", "ijbb", "ijbc", "ytf", "megaface"])
+def test_networks_are_told_what_to_do(tmp_path, name):
+    message = rf"^--protocol {name} needs embeddings, and .* holds none: .* with extract\.py and "
+    with pytest.raises(ValueError, match=message) as caught:
+        evaluate.main(Arguments(tmp_path, name, tmp_path))
+    assert ("loose_crop/" in str(caught.value)) == (name in ("ijbb", "ijbc"))
+    assert "--faces" not in str(caught.value)
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path
@@ -165,11 +207,6 @@ class Bomb:
 def test_errors(tmp_path):
     with pytest.raises(ValueError, match="--protocol lfw needs --faces: LFW as a folder or zip"):
         evaluate.load_test_set(Arguments(None, "lfw"))
-    for options in ({"faces": tmp_path}, {"all_folds": True}):
-        with pytest.raises(
-            ValueError, match="--faces and --all-folds are for other protocols: leave"
-        ):
-            evaluate.load_test_set(Arguments(None, "procedural", **options))
     for options in ({"identities": 19}, {"samples": 1}):
         with pytest.raises(ValueError, match="--identities must be at least 20, and --samples at"):
             evaluate.load_test_set(Arguments(None, "procedural", **options))
