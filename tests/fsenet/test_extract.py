@@ -324,6 +324,26 @@ def test_errors(networks, faces, whole, tmp_path):
             load_embeddings(tmp_path / "n")
 
 
+def test_rows_that_follow_each_other():
+    """Are read in one piece, whichever way they are asked for; others by their numbers."""
+    asked, numbers = [], np.arange(12).reshape(6, 2)
+
+    class Seen:
+        shape = numbers.shape
+
+        def __getitem__(self, rows):
+            asked.append(rows)
+            return numbers[rows]
+
+    rows = Rows(Seen(), np.array([1, 2, 3, 5, 0]))
+    for some, whole in (
+        (slice(0, 3), True), (slice(1, 2), True), (np.array([1, 2]), True), (slice(1, 4), False),
+        (np.array([2, 1, 0]), False), (slice(3, 3), False),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(rows[some], numbers[rows.index[some]])
+        assert isinstance(asked[-1], slice) == whole
+
+
 def test_npy(tmp_path):
     """Rows in any order from a file; one that is cut short or holds something else is refused."""
     numbers = np.arange(12, dtype=np.float32).reshape(4, 3)
