@@ -221,9 +221,7 @@ class _Shown:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         some = self.index[rows]
-        plain = len(some) == some[-1] - some[0] + 1  # which a file is read faster by
-        part: Any = slice(int(some[0]), int(some[-1]) + 1) if plain else some
-        block = _unit(np.asarray(self.vectors[part], dtype=np.float32), "distractors", some)
+        block = _unit(np.asarray(self.vectors[some], dtype=np.float32), "distractors", some)
         block[self.zeros[some]] = 0
         return block
 
