@@ -4,10 +4,12 @@ An `.npz` holds `embeddings` and `names`. Beside an `.npy` lies a `.txt` of the 
 a line; the folder that `extract.py` leaves is one, and is taken wherever an `.npy` is.
 """
 
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,11 @@ from feature_folder import lost_rows
 from jaxtyping import Int
 from stored import Names, Rows, Stored
 from torch import Tensor
+
+_DAMAGED = (  # what zipfile and NumPy raise, where bytes are not what they should be
+    KeyError, TypeError, ValueError, EOFError, OSError, RuntimeError, MemoryError, SyntaxError,
+    TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 
 
 class Embeddings(NamedTuple):
@@ -87,11 +94,17 @@ def read_embeddings(path: Path, names: tuple[str, ...]) -> Tensor:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: see `load_embeddings`, or a picture has none.
+        ValueError: see `load_embeddings`; or a picture has none, or one without a direction.
     """
     vectors = torch.from_numpy(embedding_rows(path, names)[:]).float()
     if not torch.isfinite(vectors).all():
         raise ValueError(f"{path} holds embeddings that are not finite")
+    short = vectors.norm(dim=1) < 1e-12  # which `normalize` leaves shorter than 1
+    if short.any():
+        raise ValueError(
+            f"{path} holds {int(short.sum())} embeddings of zero, first that of "
+            f"{names[int(short.int().argmax())]}: they have no cosine"
+        )
     return vectors
 
 
@@ -111,11 +124,12 @@ def _from_npy(path: Path) -> Embeddings:
 
 
 def _from_npz(path: Path) -> Embeddings:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found, embeddings = arrays["names"], arrays["embeddings"]
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} holds no arrays 'embeddings' and 'names' ({error})") from None
+    with path.open("rb") as file:  # whose own errors say what is wrong
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                found, embeddings = arrays["names"], arrays["embeddings"]
+        except _DAMAGED as error:
+            raise ValueError(f"{path} holds no arrays 'embeddings' and 'names' ({error})") from None
     if found.ndim != 1:
         raise ValueError(f"{path}: names must be a list of strings; got {list(found.shape)}")
     if embeddings.dtype.kind not in "fiu":

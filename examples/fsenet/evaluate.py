@@ -17,8 +17,7 @@ Embeddings of IJB keep their length, which counts. With `--all-folds` LFW's ten 
 as published; only for networks that were not trained on people of LFW.
 """
 
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
@@ -44,7 +43,9 @@ from limits import check_numbers
 from machine import choose_precision, to_json, versions, write_json
 from model import load_network
 from protocols.crops import LooseCrops, holds_crops
+from protocols.ijb import IjbProtocol, Name
 from protocols.ijba import Pooling
+from run_folder import one_line_errors
 from torch.nn import functional as F
 
 LISTS = {  # of the protocols that compare sets of pictures
@@ -54,6 +55,21 @@ LISTS = {  # of the protocols that compare sets of pictures
     "ytf": "splits.txt",
     "megaface": "facescrub_features_list.json and the other lists",
 }
+WITH_CROPS = ("ijbb", "ijbc")  # which a network may describe in one go
+OPTIONS = {  # that other protocols would not heed
+    "faces": tuple({**SOURCES, **LISTS}),
+    "unit_features": ("ijba", *WITH_CROPS),
+    "detector_scores": WITH_CROPS,
+    "pooling": ("ijba",),
+    "megaface": ("megaface",),
+    "features": WITH_CROPS,
+    "workers": WITH_CROPS,
+    "all_folds": ("lfw",),
+    "seed": ("procedural", "megaface"),
+    "identities": ("procedural",),
+    "samples": ("procedural",),
+}
+OF_NETWORKS = ("features", "workers", "test_time", "precision")
 TEST_TIME = {
     "concatenation": "original and mirrored concatenated, then L2",
     "sum": "original and mirrored added, then L2",
@@ -112,6 +128,7 @@ def main(arguments: Arguments) -> None:
     """Describe the pictures, score the pairs, write the numbers."""
     check_numbers(arguments)
     check_paths(arguments)
+    check_options(arguments)
     if arguments.protocol in LISTS:
         give(evaluate_features(arguments), arguments.output)
         return
@@ -151,34 +168,37 @@ def give(result: dict[str, Any], output: Path | None) -> None:
 
 
 def evaluate_features(arguments: Arguments) -> dict[str, Any]:
-    """Compare templates or videos of embeddings that were made before.
+    """Compare templates or videos of embeddings that were made before, or IJB's of a network.
 
     Raises:
-        ValueError: there are none, or the lists are not there.
+        ValueError: there are no embeddings, or the lists are not there.
     """
     name, path, features = arguments.protocol, arguments.faces, arguments.checkpoint
-    crops = name in ("ijbb", "ijbc") and path is not None and holds_crops(path)
-    if path is None or not (holds_embeddings(features) or crops):
+    if path is None:
         raise ValueError(
-            f"--protocol {name} needs embeddings, and --faces: the folder that holds {LISTS[name]}"
+            f"--protocol {name} needs --faces: the folder or archive that holds {LISTS[name]}"
         )
-    if arguments.all_folds:
-        raise ValueError("--all-folds is for --protocol lfw: leave it out")
-    if arguments.features is not None and holds_embeddings(features):
-        raise ValueError("--features is where a network's embeddings go: these are there already")
+    describes = not holds_embeddings(features)  # a network, and IJB's pictures
+    if describes and not (name in WITH_CROPS and holds_crops(path)):
+        crops = ", or put the pictures into loose_crop/ there" if name in WITH_CROPS else ""
+        raise ValueError(
+            f"--protocol {name} needs embeddings, and {features} holds none: describe the pictures "
+            f"with extract.py and pass the folder that it leaves{crops}"
+        )
     unit, made, arm = arguments.unit_features, dict[str, Any](), "embeddings"
-    with TemporaryDirectory() as scratch:
-        if not holds_embeddings(features):  # a network, and IJB's pictures
-            features = arguments.features or Path(scratch) / "features"
-            made, arm = describe_crops(arguments, path, features), "whole descriptor"
-        if name == "ytf":
-            flags, found = evaluate_ytf(path, features)
-        elif name == "ijba":
-            flags, found = evaluate_ijba(path, features, unit, arguments.pooling)
-        elif name == "megaface":
-            flags, found = evaluate_megaface(path, features, arguments.megaface, arguments.seed)
-        else:
-            flags, found = evaluate_ijb(name, path, features, unit, arguments.detector_scores)
+    if name == "ytf":
+        flags, found = evaluate_ytf(path, features)
+    elif name == "ijba":
+        flags, found = evaluate_ijba(path, features, unit, arguments.pooling)
+    elif name == "megaface":
+        flags, found = evaluate_megaface(path, features, arguments.megaface, arguments.seed)
+    else:
+        lists = IjbProtocol.read(path, name)  # a damaged one is told before hours of describing
+        with TemporaryDirectory() as scratch:
+            if describes:
+                features = arguments.features or Path(scratch) / "features"
+                made, arm = describe_crops(arguments, name, path, features), "whole descriptor"
+            flags, found = evaluate_ijb(lists, features, unit, arguments.detector_scores)
     return {
         "checkpoint": str(arguments.checkpoint),
         "protocol": {"name": name, "similarity": "cosine", **flags},
@@ -188,7 +208,7 @@ def evaluate_features(arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def describe_crops(arguments: Arguments, crops: Path, features: Path) -> dict[str, Any]:
+def describe_crops(arguments: Arguments, name: Name, crops: Path, features: Path) -> dict[str, Any]:
     """Cut IJB's faces from its loose crops, describe them, and return how."""
     how = Extraction(
         test_time=arguments.test_time,
@@ -196,7 +216,8 @@ def describe_crops(arguments: Arguments, crops: Path, features: Path) -> dict[st
         precision=arguments.precision,
         workers=arguments.workers,
     )
-    folder = extract(arguments.checkpoint, LooseCrops(crops, size=SIZE), features, how)
+    pictures = LooseCrops(crops, size=SIZE, protocol=name)
+    folder = extract(arguments.checkpoint, pictures, features, how)
     return {
         "alignment": "five points to 112x112, bilinear, pixel centres whole, outside black",
         "test_time": TEST_TIME[arguments.test_time],
@@ -226,15 +247,45 @@ def check_paths(arguments: Arguments) -> None:
         raise FileNotFoundError(f"--output: {output.parent} is no folder: make it first")
 
 
+def check_options(arguments: Arguments) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        ValueError: one is for other protocols, or for networks alone.
+    """
+    name, ready = arguments.protocol, holds_embeddings(arguments.checkpoint)
+    for option in changed(arguments):
+        known = OPTIONS.get(option.partition(".")[0])
+        flag = f"--{option.replace('_', '-')}"
+        if known is not None and name not in known:
+            raise ValueError(
+                f"{flag} is for --protocol {', '.join(known)}: leave it out with {name}"
+            )
+        if ready and option in OF_NETWORKS:
+            raise ValueError(
+                f"{flag} is for networks: leave it out, the embeddings are there already"
+            )
+
+
+def changed(options: Any) -> list[str]:
+    """Return the names of the options that do not have their defaults, nested ones with a dot."""
+    found = []
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if is_dataclass(value):
+            found += [f"{one.name}.{inner}" for inner in changed(value)]
+        elif value != one.default:
+            found.append(one.name)
+    return found
+
+
 def load_test_set(arguments: Arguments) -> TestSet:
     """Draw or read the pictures of the protocol.
 
     Raises:
-        ValueError: an option is missing, or is for the other protocol, or there are too few people.
+        ValueError: an option is missing, or there are too few people.
     """
     if arguments.protocol == "procedural":
-        if arguments.faces is not None or arguments.all_folds:
-            raise ValueError("--faces and --all-folds are for other protocols: leave them out")
         if arguments.identities < 20 or arguments.samples < 2:
             raise ValueError(
                 "--identities must be at least 20, and --samples at least 2: ten folds need two "
@@ -246,14 +297,12 @@ def load_test_set(arguments: Arguments) -> TestSet:
     name, path = arguments.protocol, arguments.faces
     if path is None:
         raise ValueError(f"--protocol {name} needs --faces: {SOURCES[name]}")
-    if arguments.all_folds and (name != "lfw" or path.suffix == ".bin"):
+    if arguments.all_folds and path.suffix == ".bin":
         raise ValueError("--all-folds is for LFW with its lists: other sets always have ten folds")
     folds = range(10) if arguments.all_folds else (8, 9)
     return published_test_set(path, name, folds)
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main(tyro.cli(Arguments))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")

@@ -27,6 +27,7 @@ import torch
 import tyro
 from data.archives import DamagedImage
 from data.batches import worker_errors
+from data.damage import Damage
 from data.faces import SIZE
 from data.images import IdentityFolder, IdentityPictures
 from data.loose import LoosePictures
@@ -38,6 +39,7 @@ from limits import check_numbers
 from machine import choose_precision, keep_freed_memory
 from model import GlobalNet, load_network
 from protocols.crops import LooseCrops, holds_crops
+from run_folder import one_line_errors
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
@@ -57,7 +59,8 @@ class Extraction:
         precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
         batch_size: pictures a step.
         workers: processes that decode pictures.
-        damaged: pictures that may be damaged; they have no embedding.
+        damaged: pictures that may be damaged, those that opening a set finds among them; they have
+            no embedding.
         flush_seconds: between two marks of what is done; what a kill costs at most.
     """
 
@@ -89,23 +92,28 @@ class Arguments(Extraction):
 def main(arguments: Arguments) -> None:
     """Open network and pictures, describe, say what is there."""
     check_numbers(arguments)
-    pictures = open_to_describe(arguments.faces)
+    pictures = open_to_describe(arguments.faces, arguments.damaged)
     folder = extract(arguments.network, pictures, arguments.output, arguments)
-    left = len(folder.todo())
+    left, lost = len(folder.todo()), pictures.damage.count
     print(
         f"{arguments.output}: {folder.count} pictures, {folder.damaged()} of them damaged"
+        + (f"; {lost} more were left out on opening" if lost else "")
         + (f"; other processes are at {left} batches" if left else "")
     )
 
 
-def open_to_describe(path: Path) -> IdentityPictures:
+def open_to_describe(path: Path, damaged: int = 0) -> IdentityPictures:
     """Open whatever holds faces.
+
+    Args:
+        path: of it.
+        damaged: how many pictures may be left out.
 
     Raises:
         FileNotFoundError, ValueError: see `open_pictures`, `LoosePictures` and `LooseCrops`.
     """
     if reader_of(path) is not IdentityFolder:
-        return open_pictures(path, size=SIZE)
+        return open_pictures(path, size=SIZE, damage=Damage(damaged))
     reader = LooseCrops if holds_crops(path) else LoosePictures
     return reader(path, size=SIZE)
 
@@ -138,8 +146,11 @@ def extract(
         "network_sha256": _hash_of(network),
         "names_sha256": _hash_names(pictures),
     }
+    if isinstance(pictures, LooseCrops):  # other points are other pictures
+        options["points_sha256"] = pictures.points_sha256
     names = map(pictures.name, range(len(pictures)))
     folder = FeatureFolder(output, options, names, place.rank)
+    _check_damage(pictures, folder, how.damaged)
     todo = folder.todo(place.rank, place.world)
     loader = DataLoader(
         _Readable(pictures), batch_sampler=_Batches(folder, todo), num_workers=how.workers
@@ -158,13 +169,10 @@ def extract(
             if damaged or time.monotonic() - flushed > how.flush_seconds:
                 folder.flush()
                 flushed = time.monotonic()
-            if damaged and folder.damaged() > how.damaged:
-                raise ValueError(
-                    f"{folder.damaged()} damaged pictures, and --damaged allows {how.damaged}; "
-                    f"{output} goes on if more are allowed"
-                )
+                _check_damage(pictures, folder, how.damaged)
             bar.update(len(images))
         folder.flush()
+        _check_damage(pictures, folder, how.damaged)
     return folder
 
 
@@ -207,6 +215,16 @@ class _Batches(Sampler[list[int]]):
             yield list(self.folder.rows(batch))
 
 
+def _check_damage(pictures: IdentityPictures, folder: FeatureFolder, allowed: int) -> None:
+    """Refuse more damage than is allowed: found on opening, in this run or in one before."""
+    count = pictures.damage.count + folder.damaged()
+    if count > allowed:
+        raise ValueError(
+            f"{count} damaged pictures, and --damaged allows {allowed}; {folder.path} goes on if "
+            "more are allowed"
+        )
+
+
 def _vectors(
     net: PartLocalNet | GlobalNet, images: Tensor, place: Workplace, how: Extraction
 ) -> np.ndarray:
@@ -235,7 +253,5 @@ def _hash_names(pictures: IdentityPictures) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main(tyro.cli(Arguments))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from embeddings import embedding_rows, load_embeddings
 from protocols.devkit import FeatureFiles, write_results
-from protocols.ijb import IjbProtocol, Name
+from protocols.ijb import IjbProtocol
 from protocols.ijba import IjbaProtocol, Pooling
 from protocols.megaface import Cleaning, MegafaceProtocol
 from protocols.ytf import YtfProtocol
@@ -48,9 +48,8 @@ def evaluate_ytf(lists: Path, embeddings: Path) -> Found:
     return flags, videos.evaluate(list(names), features)
 
 
-def evaluate_ijb(name: Name, lists: Path, embeddings: Path, unit: bool, detector: bool) -> Found:
+def evaluate_ijb(protocol: IjbProtocol, embeddings: Path, unit: bool, detector: bool) -> Found:
     """Compare the templates of IJB-B or IJB-C, and look for them in both galleries."""
-    protocol = IjbProtocol.read(lists, name)
     features = embedding_rows(embeddings, protocol.names)
     how = {"feature_norm": "N0" if unit else "N1", "detector_score": "D1" if detector else "D0"}
     flags = how | {"list_sha256": protocol.hashes, "media": "mean", "template": "sum, then L2"}
@@ -86,6 +85,7 @@ def evaluate_megaface(lists: Path, features: Path, options: MegafaceOptions, see
     """
     size, number = options.distractors, options.distractor_set
     protocol = MegafaceProtocol.read(lists, size, number)
+    protocol.check_cleaning(lists, options.cleaning)
     if options.results is not None and not options.results.is_dir():
         raise FileNotFoundError(f"{options.results} is no folder: make it first")
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from evaluate import Arguments
 from PIL import Image
+from protocols import bins
 from protocols.bins import read_bin, write_bin
 from protocols.pairs import as_insightface
 
@@ -75,6 +76,7 @@ def test_nothing_is_run(tmp_path):
         "__builtin__.eval": Call(eval, (f"open({str(mark)!r}, 'w')",)),
         "__builtin__.getattr": Call(getattr, ("x", "upper")),
         "numpy.load": Call(np.load, ("x",)),
+        "a call of numpy.ndarray": Call(np.ndarray, ((2**40,), np.dtype("u1"), b"x", 0, (0,))),
         "an array that is not empty": Call(core, (np.ndarray, (2**40,), b"b")),
         "an array of object": np.array([None]),
         "the codec 'zip'": Call(__import__("_codecs").encode, ("x", "zip")),
@@ -83,6 +85,27 @@ def test_nothing_is_run(tmp_path):
         with pytest.raises(ValueError, match=f"is refused: it asks for .*{name}"):
             read_bin(dump(tmp_path / "a.bin", (PICTURES, content)))
     assert not mark.exists()
+
+
+def test_memory(tmp_path, monkeypatch):
+    """A few bytes that stand for more than there is memory are refused before any is taken."""
+    doubled = [True]
+    for _ in range(40):
+        doubled = [doubled, doubled]
+    rows = np.zeros((2**40, 0), np.uint8)
+    large = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (2**40,), (0,))
+    for content in ((PICTURES, doubled), (rows, SAME), (PICTURES, rows), (7, SAME)):
+        with pytest.raises(ValueError, match=r"a\.bin holds something else than pictures"):
+            read_bin(dump(tmp_path / "a.bin", content, 4))
+    with pytest.raises(TypeError, match=f"a picture has {2**40} bytes"):
+        bins._encoded(large)
+
+    def full(self):
+        raise MemoryError
+
+    monkeypatch.setattr(bins._Plain, "load", full, raising=False)
+    with pytest.raises(ValueError, match="is refused: it asks for more memory than there is"):
+        read_bin(tmp_path / "a.bin")
 
 
 def test_errors(tmp_path):
@@ -136,7 +159,7 @@ def test_evaluate(tmp_path, capsys):
     assert len(found["protocol"]["sha256"]) == 64
     for change, message in (
         ({"faces": None}, "--protocol bin needs --faces: a .bin of insightface"),
-        ({"all_folds": True}, "--all-folds is for LFW with its lists: other sets"),
+        ({"all_folds": True}, "--all-folds is for --protocol lfw: leave it out with bin"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate.main(Arguments(**vars(arguments) | change))

@@ -1,7 +1,9 @@
 """IJB's loose crops: cut by their points, described and evaluated in one go."""
 
+import dataclasses
 import json
 import re
+import shutil
 
 import evaluate
 import extract
@@ -85,8 +87,48 @@ def test_evaluate(world, tmp_path, capsys, kept):
         evaluate.main(Arguments(place, "ijbc", world))
         again = json.loads(capsys.readouterr().out)
         assert again["arms"]["embeddings"] == numbers
-        with pytest.raises(ValueError, match="--features is where a network's embeddings go: the"):
+        with pytest.raises(ValueError, match="--features is for networks: leave it out, the embed"):
             evaluate.main(Arguments(place, "ijbc", world, features=place))
+
+
+def test_both_protocols(world, tmp_path):
+    """Each is cut with its own points, and who names none is refused; so are two folders."""
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
+    lists = IjbProtocol.read(world, "ijbc")
+    moved = dataclasses.replace(lists, points=lists.points + np.float32(7))
+    moved.write(tmp_path / "meta", "ijbb")
+    with pytest.raises(ValueError, match=r"holds ijbb_ and ijbc_name_5pts_score\.txt: pass what"):
+        open_to_describe(tmp_path)
+    expected = LooseCrops(world, size=112).load(0)
+    found = {n: LooseCrops(tmp_path, size=112, protocol=n).load(0) for n in ("ijbb", "ijbc")}
+    np.testing.assert_array_equal(found["ijbc"], expected)
+    assert np.abs(found["ijbb"].astype(int) - expected).max() > 20
+    (tmp_path / "more/loose_crop").mkdir(parents=True)
+    (tmp_path / "more/loose_crop/0.jpg").touch()
+    with pytest.raises(ValueError, match=r"2 folders of crops, loose_crop/ and more/loose_crop/: "):
+        LooseCrops(tmp_path, protocol="ijbc")
+
+
+def test_damaged_lists_are_told_first(world, tmp_path, monkeypatch):
+    """Not after hours of describing."""
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "meta/ijbc_1N_probe_mixed.csv").unlink()
+    monkeypatch.setattr(evaluate, "describe_crops", lambda *_: pytest.fail("too late"))
+    with pytest.raises(FileNotFoundError, match=r"holds no ijbc_1N_probe_mixed\.csv"):
+        evaluate.main(Arguments(world / "baseline", "ijbc", tmp_path))
+
+
+def test_other_points(world, tmp_path):
+    """An extraction does not go on with other points than it was begun with."""
+    shutil.copytree(world, tmp_path / "w")
+    how = extract.Extraction(precision="fp32")
+    for _ in range(2):
+        crops = open_to_describe(tmp_path / "w")
+        extract.extract(world / "baseline", crops, tmp_path / "f", how)
+    path = tmp_path / "w/meta/ijbc_name_5pts_score.txt"
+    path.write_text(path.read_text().replace(" 1", " 2", 1))
+    with pytest.raises(ValueError, match=r"was begun with points_sha256 .*: name another folder"):
+        extract.extract(world / "baseline", open_to_describe(tmp_path / "w"), tmp_path / "f", how)
 
 
 def test_errors(world, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+from pathlib import Path
 
 import evaluate
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from data.faces import TestSet as Faces
 from evaluate import Arguments, read_embeddings
+from feature_protocols import MegafaceOptions
 from machine import choose_precision
 from model import GlobalNet, load_network
 from protocols.pairs import draw_pairs
@@ -154,6 +156,46 @@ def test_procedural_protocol():
     assert not torch.equal(other.images, test.images)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value", "protocols"),
+    [
+        ("procedural", "faces", Path("x"), "lfw, cfp_ff, cfp_fp, agedb_30, calfw, cplfw, bin"),
+        ("cplfw", "unit_features", True, "ijba, ijbb, ijbc"),
+        ("ijba", "detector_scores", False, "ijbb, ijbc"),
+        ("ijbc", "pooling", "media", "ijba"),
+        ("ytf", "megaface", MegafaceOptions(cleaning="facex"), "megaface"),
+        ("megaface", "features", Path("x"), "ijbb, ijbc"),
+        ("lfw", "workers", 2, "ijbb, ijbc"),
+        ("ijbb", "all_folds", True, "lfw"),
+        ("lfw", "seed", 1, "procedural, megaface"),
+        ("agedb_30", "identities", 50, "procedural"),
+        ("calfw", "samples", 2, "procedural"),
+    ],
+)
+def test_options_of_other_protocols(tmp_path, name, option, value, protocols):
+    """None is passed over in silence."""
+    path = save(tmp_path / "e.npz", NAMES, by_person())
+    flag = {"megaface": "megaface.cleaning"}.get(option, option.replace("_", "-"))
+    message = rf"^--{flag} is for --protocol {protocols}.*: leave it out with {name}$"
+    with pytest.raises(ValueError, match=message):
+        evaluate.main(Arguments(path, name, **{option: value}))
+    known = next(iter(protocols.split(", ")))
+    evaluate.check_options(Arguments(tmp_path, known, **{option: value}))
+    for option, value in (("test_time", "sum"), ("precision", "fp32")):
+        evaluate.check_options(Arguments(tmp_path, name, **{option: value}))
+        with pytest.raises(ValueError, match=r"^--(test-time|precision) is for networks"):
+            evaluate.main(Arguments(path, name, **{option: value}))
+
+
+@pytest.mark.parametrize("name", ["ijba", "ijbb", "ijbc", "ytf", "megaface"])
+def test_networks_are_told_what_to_do(tmp_path, name):
+    message = rf"^--protocol {name} needs embeddings, and .* holds none: .* with extract\.py and "
+    with pytest.raises(ValueError, match=message) as caught:
+        evaluate.main(Arguments(tmp_path, name, tmp_path))
+    assert ("loose_crop/" in str(caught.value)) == (name in ("ijbb", "ijbc"))
+    assert "--faces" not in str(caught.value)
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path
@@ -165,11 +207,6 @@ class Bomb:
 def test_errors(tmp_path):
     with pytest.raises(ValueError, match="--protocol lfw needs --faces: LFW as a folder or zip"):
         evaluate.load_test_set(Arguments(None, "lfw"))
-    for options in ({"faces": tmp_path}, {"all_folds": True}):
-        with pytest.raises(
-            ValueError, match="--faces and --all-folds are for other protocols: leave"
-        ):
-            evaluate.load_test_set(Arguments(None, "procedural", **options))
     for options in ({"identities": 19}, {"samples": 1}):
         with pytest.raises(ValueError, match="--identities must be at least 20, and --samples at"):
             evaluate.load_test_set(Arguments(None, "procedural", **options))
@@ -178,7 +215,21 @@ def test_errors(tmp_path):
         read_embeddings(path, ("a/1",))
 
     two = np.ones((2, 3))
+
+    def with_central(offset, value):
+        """Change a byte of the first entry of a zip's central directory."""
+        data = bytearray(save(path, NAMES, by_person()).read_bytes())
+        data[data.index(b"PK\1\2") + offset] = value
+        path.write_bytes(data)
+
     wrong = {
+        "encrypted": lambda: with_central(8, 1),
+        "compressed in no known way": lambda: with_central(10, 99),
+        "of a later version": lambda: with_central(6, 255),
+        "before its begin": lambda: with_central(45, 255),
+        "unbalanced": lambda: path.write_bytes(
+            save(path, NAMES, by_person()).read_bytes().replace(b"'shape': (", b"'shape':((")
+        ),
         "no names": lambda: np.savez(path, embeddings=two),
         "no embeddings": lambda: np.savez(path, names=np.array(["a/1"])),
         "empty": lambda: path.write_bytes(b""),
@@ -223,6 +274,10 @@ def test_errors(tmp_path):
     save(path, ["a/1"], np.array([[1.0, np.nan]]))
     with pytest.raises(ValueError, match="holds embeddings that are not finite"):
         read_embeddings(path, ("a/1",))
+    for small in (0, 1e-20):  # the cosine of which would be 0 with everybody
+        save(path, ["a/1", "b/1", "c/1"], np.array([[1.0, 2.0], [0.0, small], [small, 0.0]]))
+        with pytest.raises(ValueError, match=r"2 embeddings of zero, first that of c/1: they have"):
+            read_embeddings(path, ("a/1", "c/1", "b/1"))
 
 
 def test_the_folder_of_a_run_is_no_network(tmp_path):

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -17,6 +19,7 @@ import feature_folder
 import numpy as np
 import pytest
 import torch
+from data.pictures import open_pictures
 from data.records import write_identities
 from describe import describe
 from embeddings import embedding_rows, load_embeddings
@@ -202,6 +205,8 @@ def test_damaged(networks, faces, whole, tmp_path, capfd, workers):
     with pytest.raises(ValueError, match=r"3 damaged pictures, and --damaged allows 1; .* goes on"):
         extract.extract(networks / "network", pictures, target, how)
     assert capfd.readouterr().err.count("left out: ") == 3
+    with pytest.raises(ValueError, match="3 damaged pictures, and --damaged allows 1"):
+        extract.extract(networks / "network", pictures, target, how)  # though nothing new is met
     folder = extract.extract(
         networks / "network", pictures, target, dataclasses.replace(how, damaged=3)
     )
@@ -213,6 +218,43 @@ def test_damaged(networks, faces, whole, tmp_path, capfd, workers):
     np.testing.assert_array_equal(found.vectors[:][rest], load_embeddings(whole).vectors[:][rest])
     with pytest.raises(ValueError, match=f"1 pictures of .* no embedding, first {names[4]}"):
         embedding_rows(target, names[1:5])
+
+
+def test_damaged_on_opening(networks, faces, tmp_path, capsys):
+    """A sample of a shard without an identity, and a picture: one number allows both."""
+    good = next(faces.rglob("*.png")).read_bytes()
+    files = {"0.png": good, "0.cls": b"0", "1.png": b"no picture", "1.cls": b"0", "2.png": good,
+             "3.png": good, "3.cls": b"1"}  # fmt: skip
+    with tarfile.open(tmp_path / "s-0.tar", "w") as archive:
+        for name, data in files.items():
+            (tmp_path / "x").write_bytes(data)
+            archive.add(tmp_path / "x", name)
+    arguments = extract.Arguments(
+        network=networks / "baseline", faces=tmp_path / "s-0.tar", output=tmp_path / "f"
+    )
+    with pytest.raises(ValueError, match=r"; that makes \d damaged, and 0 allowed"):
+        extract.main(arguments)
+    with pytest.raises(ValueError, match="2 damaged pictures, and --damaged allows 1"):
+        extract.main(dataclasses.replace(arguments, damaged=1))
+    extract.main(dataclasses.replace(arguments, damaged=2))
+    said = "3 pictures, 1 of them damaged; 1 more were left out on opening\n"
+    assert capsys.readouterr().out.endswith(said)
+
+
+def test_one_line(tmp_path, monkeypatch):
+    """What is missing to read a table is said in one line."""
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name, rest in (("extract", ["--output", "o"]), ("evaluate", ["--protocol", "lfw"])):
+        if name == "evaluate":
+            monkeypatch.setattr("data.pair_sets.published_test_set", open_pictures)
+            rest += ["--all-folds"]
+        embeddings = tmp_path / "e.npz"
+        embeddings.touch()
+        command = [name, embeddings, "--faces", tmp_path / "t.parquet", *rest]
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        with pytest.raises(SystemExit, match=r"^error: .*t\.parquet needs pyarrow: pip install"):
+            runpy.run_path(str(RECIPE / f"{name}.py"), run_name="__main__")
 
 
 def test_sources(networks, faces, whole, tmp_path):
@@ -282,6 +324,26 @@ def test_errors(networks, faces, whole, tmp_path):
             load_embeddings(tmp_path / "n")
 
 
+def test_rows_that_follow_each_other():
+    """Are read in one piece, whichever way they are asked for; others by their numbers."""
+    asked, numbers = [], np.arange(12).reshape(6, 2)
+
+    class Seen:
+        shape = numbers.shape
+
+        def __getitem__(self, rows):
+            asked.append(rows)
+            return numbers[rows]
+
+    rows = Rows(Seen(), np.array([1, 2, 3, 5, 0]))
+    for some, whole in (
+        (slice(0, 3), True), (slice(1, 2), True), (np.array([1, 2]), True), (slice(1, 4), False),
+        (np.array([2, 1, 0]), False), (slice(3, 3), False),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(rows[some], numbers[rows.index[some]])
+        assert isinstance(asked[-1], slice) == whole
+
+
 def test_npy(tmp_path):
     """Rows in any order from a file; one that is cut short or holds something else is refused."""
     numbers = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -302,7 +364,8 @@ def test_npy(tmp_path):
     with pytest.raises(ValueError, match=r"n = 2 names in f\.txt; got \[4, 3\]"):
         load_embeddings(path)
     whole = path.read_bytes()
-    for data in (whole[:-1], whole[:20], b"", b"junk" * 99):
+    unbalanced = whole.replace(b"'shape': (", b"'shape':((")
+    for data in (whole[:-1], whole[:20], b"", b"junk" * 99, unbalanced):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=re.escape(f"{path} is no .npy of numbers, or a dam")):
             Stored(path)

@@ -105,10 +105,8 @@ def test_evaluate(tmp_path, capsys, options):
     assert len(found["protocol"]["list_sha256"]) == 6
     expected = protocol.evaluate(features.astype(np.float32), bool(options), not options)
     assert found["arms"]["embeddings"] == json.loads(json.dumps(expected))
-    for arguments in ({"faces": None}, {"checkpoint": tmp_path}):
-        given = {"checkpoint": tmp_path / "e.npz", "protocol": "ijbc", "faces": tmp_path}
-        with pytest.raises(ValueError, match=r"--protocol ijbc needs embeddings, and --faces"):
-            evaluate.main(evaluate.Arguments(**given | arguments))
+    with pytest.raises(ValueError, match=r"--protocol ijbc needs --faces: the folder or archive"):
+        evaluate.main(evaluate.Arguments(tmp_path / "e.npz", "ijbc"))
 
 
 def test_errors(tmp_path):
@@ -128,9 +126,20 @@ def test_errors(tmp_path):
             (lambda s: s + "100 101 2\n", "has labels beside 0 and 1"),
             (lambda s: s + "100 101\n", "must hold 3 whole numbers a line"),
             (lambda s: "a" + s, "must hold 3 whole numbers a line"),
+            # as many numbers as there should be, in other lines
+            (lambda s: s + "100 101\n1 100 102 0\n", "must hold 3 whole numbers a line"),
+            (lambda s: s.replace("\n", " ", 1), "must hold 3 whole numbers a line (the number"),
+            (lambda s: "1 2\n", "must hold 3 whole numbers a line (line 1 holds 2)"),
+            (lambda s: "\n", "must hold 3 whole numbers a line (it is empty)"),
+            (lambda s: f"{10**30} 1 1\n", "must hold 3 whole numbers a line"),
             (lambda s: s + "100 7 1\n100 8 1\n", "2 templates have no face, first [7, 8]"),
         ],
-        "1N_gallery_G1.csv": [(lambda s: s + "x,y\n", "must begin with template and subject")],
+        "1N_gallery_G1.csv": [
+            (lambda s: s + "x,y\n", "must begin with template and subject"),
+            (lambda s: s + f"{10**30},1\n", "must begin with template and subject"),
+            (lambda s: s.partition("\n")[2], "must begin with a line of titles, 'TEMPLATE_ID,SU"),
+            (lambda s: s + "100,77\n", "ijbc_1N_gallery_G1.csv has two subjects in template 100"),
+        ],
     }
     for file, changes in cases.items():
         path = tmp_path / f"ijbc_{file}"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import struct
 import tarfile
 
@@ -137,6 +138,22 @@ def test_archive(world, tmp_path):
     assert len(read.hashes) == 2
 
 
+@pytest.mark.parametrize("cleaning", ["leave_out", "insightface", "facex"])
+def test_cleaning_needs_lists(world, tmp_path, cleaning):
+    """Without them, or with those of other pictures, the numbers would be those of `none`."""
+    folder, _ = world
+    shutil.copytree(folder / "templatelists", tmp_path / "templatelists")
+    options = MegafaceOptions(400, cleaning=cleaning)
+    arguments = Arguments(folder / "features.npz", "megaface", tmp_path, megaface=options)
+    for name in ("facescrub", "megaface"):
+        message = rf"--megaface\.cleaning {cleaning} needs {name}_noises\.txt, and .* holds none"
+        with pytest.raises(FileNotFoundError, match=message):
+            evaluate.main(arguments)
+        (tmp_path / f"{name}_noises.txt").write_text("# of others\n7\tnobody.jpg\n")
+    with pytest.raises(ValueError, match=r"the lists of noises in .* name no picture of its other"):
+        evaluate.main(arguments)
+
+
 def test_feature_files(tmp_path):
     """The bytes as OpenCV's matrix has them; damaged ones are named."""
     path = tmp_path / "a/1.jpg_x.bin"
@@ -147,7 +164,10 @@ def test_feature_files(tmp_path):
     files = FeatureFiles(tmp_path, ["a/1.jpg", "a/2.jpg"], "x")
     assert files[np.array([1, 0])].tolist() == [[1, 3], [0.5, -2]]
     assert files[1:].tolist() == [[1, 3]]
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 features are missing, first .*3\.jpg_x"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"1 of 2 features are missing, first .*3\.jpg_x.*--megaface.algorithm",
+    ):
         FeatureFiles(tmp_path, ["a/1.jpg", "a/3.jpg"], "x")
     whole = path.read_bytes()
     huge, other_kind, negative = (
@@ -182,7 +202,9 @@ def test_errors(world, tmp_path):
             protocol.evaluate(broken, distractors)
     wrong = MegafaceProtocol(("a/1", "a/2"), np.zeros(2, int), ("x",), frozenset("12"),
                              frozenset(), {})  # fmt: skip
-    with pytest.raises(ValueError, match="all pictures of person 0 are wrong: use --cleaning"):
+    with pytest.raises(
+        ValueError, match=r"all pictures of person 0 are wrong: use --megaface\.cleaning"
+    ):
         wrong.evaluate(np.eye(2), np.ones((1, 2)), "facex")
     with pytest.raises(FileNotFoundError, match=r"holds no megaface_features_list\.json_10_1"):
         MegafaceProtocol.read(folder, 10)

@@ -164,7 +164,7 @@ def test_errors(worlds, tmp_path):
             published_test_set(tmp_path, name, ())
     with pytest.raises(ValueError, match="--protocol cplfw needs --faces: CPLFW's folder with"):
         evaluate.main(Arguments(worlds["calfw"][0] / "e.npz", "cplfw"))
-    with pytest.raises(ValueError, match="--all-folds is for LFW with its lists"):
+    with pytest.raises(ValueError, match="--all-folds is for --protocol lfw: leave it out"):
         evaluate.main(Arguments(worlds["calfw"][0] / "e.npz", "cplfw", tmp_path, all_folds=True))
     cases = {
         ("calfw", "pairs_CALFW.txt"): [

@@ -74,6 +74,10 @@ def test_errors(tmp_path):
         path.write_text(whole + line)
         with pytest.raises(ValueError, match=r"splits.txt line 43 should be 'split, pair"):
             YtfProtocol.read(path)
+    for text in (whole.partition("\n")[2], ""):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="must begin with a line of titles, 'split number, p"):
+            YtfProtocol.read(path)
     path.write_text("split\n")
     with pytest.raises(ValueError, match="holds no pairs"):
         YtfProtocol.read(path)

@@ -62,13 +62,15 @@ def read_bin(path: str | Path) -> VerificationBin:
             f"{path} is refused: it asks for {error}, and a verification set holds pictures and "
             "answers alone. Do not load it with pickle"
         ) from None
+    except MemoryError:
+        raise ValueError(f"{path} is refused: it asks for more memory than there is") from None
     except Exception as error:  # damaged pickles raise whatever their numbers lead to
         raise ValueError(f"{path} is no verification set, or a damaged one ({error})") from None
     if not (isinstance(found, tuple | list) and len(found) == 2):
         raise ValueError(f"{path} must hold pictures and answers; got {type(found).__name__}")
     try:
-        pictures = tuple(map(_encoded, found[0]))
-        same = np.asarray(found[1], dtype=np.float64)
+        _check_lengths(found, len(data))
+        pictures, same = tuple(map(_encoded, found[0])), _answers(found[1])
         fits = same.ndim == 1 and np.isin(same, (0, 1)).all() and len(pictures) == 2 * len(same)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} holds something else than pictures ({error})") from None
@@ -101,7 +103,7 @@ class _Plain(pickle.Unpickler):
             ("numpy", "_reconstruct"): _empty_array,
             ("numpy", "scalar"): _scalar,
             ("numpy", "_frombuffer"): _array,
-            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "ndarray"): _ArrayType,
             ("numpy", "dtype"): _dtype,
             ("_codecs", "encode"): _latin,
         }
@@ -110,9 +112,16 @@ class _Plain(pickle.Unpickler):
         return known[module, name]
 
 
+class _ArrayType:
+    """Stands where a pickle says `ndarray`, which would make arrays of any size when called."""
+
+    def __new__(cls, *_: object) -> "_ArrayType":
+        raise _Refused("a call of numpy.ndarray")
+
+
 def _empty_array(kind: type, shape: tuple[int, ...], dtype: bytes) -> np.ndarray:
     # NumPy always writes an empty one, and sets its numbers afterwards: a large one is a trap.
-    if kind is not np.ndarray or tuple(shape) != (0,):
+    if kind is not _ArrayType or tuple(shape) != (0,):
         raise _Refused("an array that is not empty")
     return np.ndarray((0,), np.int8)
 
@@ -138,10 +147,29 @@ def _latin(text: str, encoding: str) -> bytes:  # how Python 3 writes bytes for 
     return text.encode("latin1")
 
 
+def _check_lengths(found: Sequence[object], most: int) -> None:
+    """Refuse more of either than the file has bytes, such as the empty rows of an array."""
+    for one in found:
+        if not isinstance(one, list | tuple | np.ndarray):
+            raise TypeError(f"a list is {type(one).__name__}")
+        if len(one) > most:
+            raise ValueError(f"{len(one)} of them in {most} bytes")
+
+
+def _answers(found: Sequence[object]) -> np.ndarray:
+    # Lists in lists that name each other could stand for more numbers than there is memory.
+    if not all(isinstance(x, bool | int | float | np.generic) for x in found):
+        raise TypeError("an answer is no number")
+    return np.asarray(found, dtype=np.float64)
+
+
 def _encoded(picture: object) -> bytes:
-    data = picture.tobytes() if isinstance(picture, np.ndarray) else picture
-    if not isinstance(data, bytes) or len(data) > MAX_BYTES:
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8:
+            raise TypeError(f"a picture is an array of {picture.dtype}, not of encoded bytes")
+        if picture.nbytes > MAX_BYTES:  # before they are copied: a view may repeat a few of them
+            raise TypeError(f"a picture has {picture.nbytes} bytes")
+        return picture.tobytes()
+    if not isinstance(picture, bytes) or len(picture) > MAX_BYTES:
         raise TypeError(f"a picture is {type(picture).__name__}, not bytes, or too large")
-    if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
-        raise TypeError(f"a picture is an array of {picture.dtype}, not of encoded bytes")
-    return data
+    return picture

@@ -4,16 +4,18 @@ The pictures lie in `loose_crop/`, called as in `ijbc_name_5pts_score.txt`. The 
 insightface's evaluation: pixel centres have whole coordinates, and what lies outside is black.
 """
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from data.archives import DamagedImage, Source
+from data.damage import Damage
 from data.images import IdentityPictures, load_rgb
 from jaxtyping import Int, UInt8
 
 from partlocal.alignment import align_faces
-from protocols.ijb import IjbLists
+from protocols.ijb import IjbLists, Name
 
 
 class LooseCrops(IdentityPictures):
@@ -23,19 +25,37 @@ class LooseCrops(IdentityPictures):
         path: a folder, zip or tar that holds the list and the pictures.
         identities: None; who they are is in other lists.
         size: height and width of a cut.
+        damage: none is met on opening.
+        protocol: whose list; None takes the one that is there.
 
     Raises:
         FileNotFoundError: there is no list, or a picture of it is missing.
-        ValueError: the list is damaged.
+        ValueError: the list is damaged, or there are two, or several folders `loose_crop`.
     """
 
+    def __init__(
+        self,
+        path: str | Path,
+        identities: Collection[str] | None = None,
+        size: int | None = None,
+        damage: Damage | None = None,
+        protocol: Name | None = None,
+    ) -> None:
+        self.protocol = protocol
+        super().__init__(path, identities, size, damage)
+
     def _open(self, path: Path) -> tuple[Path, list[str], Int[np.ndarray, " n"]]:
-        lists = IjbLists.find(path)
+        lists = IjbLists(path, self.protocol) if self.protocol else IjbLists.find(path)
         self.source = lists.source
         self._names, self._points, _ = lists.points()
-        folders = {name.rpartition("loose_crop/")[0] for name in self.source.names
-                   if "loose_crop/" in name}  # fmt: skip
-        self._folder = f"{min(folders, key=len, default='')}loose_crop/"
+        (self.points_sha256,) = lists.hashes.values()
+        folders = _crop_folders(self.source.names)
+        if len(folders) > 1:
+            raise ValueError(
+                f"{path} holds {len(folders)} folders of crops, {folders[0]} and {folders[1]}: "
+                "pass what holds one of them"
+            )
+        self._folder = folders[0] if folders else "loose_crop/"
         known = set(self.source.names)
         if missing := [name for name in self._names if self._folder + name not in known]:
             raise FileNotFoundError(
@@ -78,4 +98,10 @@ def holds_crops(path: str | Path) -> bool:
     path = Path(path)
     if path.is_dir():  # which may hold millions of other files
         return (path / "loose_crop").is_dir()
-    return any("loose_crop/" in name for name in Source(path).names)
+    return bool(_crop_folders(Source(path).names))
+
+
+def _crop_folders(names: Iterable[str]) -> list[str]:
+    """Return all folders `loose_crop/` that files lie in, sorted."""
+    parts = (f"/{name}".partition("/loose_crop/") for name in names)
+    return sorted({f"{before}/loose_crop/"[1:] for before, here, _ in parts if here})

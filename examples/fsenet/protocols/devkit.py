@@ -62,7 +62,7 @@ class FeatureFiles:
         if missing := [name for name in self.files if not Path(name).is_file()]:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(self.files)} features are missing, first "
-                f"{', '.join(missing[:3])}: is --algorithm {algorithm} right?"
+                f"{', '.join(missing[:3])}: is --megaface.algorithm {algorithm} right?"
             )
         self.shape = (len(self.files), len(read_feature(self.files[0])))
 

@@ -8,6 +8,7 @@ medium), `ijbc_name_5pts_score.txt` (face, five points, the detector's score),
 Source: Whitelam and others, CVPR workshops 2017, and Maze and others, ICB 2018.
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from partlocal.evaluation import auc, standings, tar_at_far
 from protocols.lists import ListFiles
-from protocols.templates import pair_scores, template_vectors
+from protocols.templates import pair_scores, template_subjects, template_vectors
 
 Name = Literal["ijbb", "ijbc"]
 GALLERIES: dict[str, tuple[str, str]] = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
@@ -81,7 +82,7 @@ class IjbProtocol:
                              f"{name}_name_5pts_score.txt differ")  # fmt: skip
         try:
             templates, media = np.array([row[1:] for row in faces], dtype=np.int64).T
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"{path}: {name}_face_tid_mid.txt holds no number ({error})") from None
         if not np.isin(pairs[:, 2], (0, 1)).all():
             raise ValueError(f"{path}: {name}_template_pair_label.txt has labels beside 0 and 1")
@@ -173,12 +174,17 @@ class IjbLists(ListFiles):
 
         Raises:
             FileNotFoundError: none is.
+            ValueError: both are, and their faces have the same names.
         """
-        lists = cls(path, "")
-        for lists.name in GALLERIES:
-            if "name_5pts_score.txt" in lists:
-                return lists
-        raise FileNotFoundError(f"{path} holds no ijbb_ or ijbc_name_5pts_score.txt")
+        files = ListFiles(path)
+        found = [name for name in GALLERIES if f"{name}_name_5pts_score.txt" in files]
+        if not found:
+            raise FileNotFoundError(f"{path} holds no ijbb_ or ijbc_name_5pts_score.txt")
+        if len(found) > 1:
+            raise ValueError(
+                f"{path} holds ijbb_ and ijbc_name_5pts_score.txt: pass what holds one of them"
+            )
+        return cls(path, found[0])
 
     def __contains__(self, file: str) -> bool:
         return super().__contains__(f"{self.name}_{file}")
@@ -215,28 +221,47 @@ class IjbLists(ListFiles):
         return tuple(row[0] for row in rows), points, numbers[:, 10]
 
     def numbers(self, file: str, width: int) -> np.ndarray:
-        """Return whole numbers; at once, because there are 16 million lines."""
-        text = self.text(file)
+        """Return the whole numbers of each line, of which there may be 16 million.
+
+        Raises:
+            ValueError: a line does not hold as many.
+        """
+        data = self.read(file)
+        lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="replace")
         try:
-            found = np.fromstring(text, dtype=np.int64, sep=" ")
-            if not len(found) == width * (text.count("\n") + (not text.endswith("\n"))):
-                raise ValueError(f"{len(found)} numbers")
-        except (ValueError, DeprecationWarning) as error:
+            if not data.strip():
+                raise ValueError("it is empty")
+            found = np.loadtxt(lines, dtype=np.int64, comments=None, ndmin=2)
+            if found.shape[1] != width:
+                raise ValueError(f"line 1 holds {found.shape[1]}")
+        except ValueError as error:
             raise ValueError(
                 f"{self.source.path}: {self.name}_{file} must hold {width} whole numbers a line "
                 f"({error})"
             ) from None
-        return found.reshape(-1, width)
+        return found
 
     def people(self, file: str) -> People:
-        """Return each template once; the lists name it once a face, after a line of titles."""
-        lines = self.text(file).splitlines()[1:]
+        """Return each template once; the lists name it once a face, after a line of titles.
+
+        Raises:
+            ValueError: there are no titles, a line is not as it should be, or a template shows two.
+        """
+        where = f"{self.source.path}: {self.name}_{file}"
+        titles, *lines = self.text(file).splitlines() or [""]
+        if not titles.lstrip('\ufeff" ').upper().startswith("TEMPLATE"):
+            raise ValueError(
+                f"{where} must begin with a line of titles, 'TEMPLATE_ID,SUBJECT_ID'; got "
+                f"{titles[:80]!r}"
+            )
         try:
             rows = np.array([line.split(",")[:2] for line in lines if line], dtype=np.int64)
-            templates, index = np.unique(rows[:, 0], return_index=True)
-        except (ValueError, IndexError) as error:
+            templates, subjects = rows.reshape(-1, 2).T
+        except (ValueError, OverflowError) as error:
             raise ValueError(
-                f"{self.source.path}: {self.name}_{file} must begin with template and subject, "
-                f"whole numbers ({error})"
+                f"{where} must begin with template and subject, whole numbers ({error})"
             ) from None
-        return People(templates, rows[index, 1])
+        try:
+            return People(*template_subjects(templates, subjects))
+        except ValueError as error:
+            raise ValueError(f"{where} has {error}") from None

@@ -24,7 +24,7 @@ from jaxtyping import Int
 from partlocal.evaluation import Standings, standings, tar_above_impostors
 from partlocal.evaluation.search import Vectors
 from protocols.lists import ListFiles
-from protocols.templates import pair_scores, template_vectors
+from protocols.templates import pair_scores, template_subjects, template_vectors
 
 FARS = (1e-3, 1e-2, 1e-1)
 FPIRS = (1e-2, 1e-1)
@@ -262,12 +262,10 @@ class _Lists(ListFiles):
                 f"FILE ({error})"
             ) from None
         found = Faces(templates, subjects, files, medium, sightings)
-        ids, where, index = np.unique(templates, return_index=True, return_inverse=True)
-        if (other := subjects != subjects[where][index]).any():
-            raise ValueError(
-                f"{self.source.path}: {file} has two subjects in template "
-                f"{ids[index[np.argmax(other)]]}"
-            )
+        try:
+            template_subjects(templates, subjects)
+        except ValueError as error:
+            raise ValueError(f"{self.source.path}: {file} has {error}") from None
         return found
 
     def pairs(self, file: str, templates: set[int]) -> Int[np.ndarray, "p 2"]:

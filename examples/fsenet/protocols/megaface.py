@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from partlocal.evaluation import Highest, Nearest, score_blocks, tar_above_impostors
@@ -90,6 +90,40 @@ class MegafaceProtocol:
         noises = (lists.noises(f"{name}_noises.txt") for name in ("facescrub", "megaface"))
         return cls(probes, people, distractors, *noises, lists.hashes)
 
+    def check_cleaning(self, path: str | Path, cleaning: Cleaning) -> None:
+        """Refuse a cleaning for which the lists of noises lack, or name nothing that there is.
+
+        Args:
+            path: that the lists were read from.
+            cleaning: what is asked for.
+
+        Raises:
+            FileNotFoundError: a list of noises is not there.
+            ValueError: they name no picture of the other lists.
+        """
+        if cleaning == "none":
+            return
+        there = {place.rpartition("/")[2] for place in self.hashes}
+        for file in ("facescrub_noises.txt", "megaface_noises.txt"):
+            if file not in there:
+                raise FileNotFoundError(
+                    f"--megaface.cleaning {cleaning} needs {file}, and {path} holds none: add it, "
+                    "or use --megaface.cleaning none"
+                )
+        if not self.wrong_probes().any() and not self.wrong_distractors().any():
+            raise ValueError(
+                f"--megaface.cleaning {cleaning}: the lists of noises in {path} name no picture of "
+                "its other lists"
+            )
+
+    def wrong_probes(self) -> Bool[np.ndarray, " n"]:
+        """Tell which pictures of FaceScrub are wrong."""
+        return np.array([name.rpartition("/")[2] in self.noisy_probes for name in self.probes])
+
+    def wrong_distractors(self) -> Bool[np.ndarray, " d"]:
+        """Tell which distractors are wrong."""
+        return np.array([name in self.noisy_distractors for name in self.distractors])
+
     def write(self, folder: str | Path, number: int = 1) -> None:
         """Write the lists as the devkit has them."""
         folder = Path(folder)
@@ -134,8 +168,7 @@ class MegafaceProtocol:
         vectors = _unit(
             np.asarray(probes[:], dtype=np.float32), "probes", np.arange(len(self.probes))
         )
-        wrong = np.array([name.rpartition("/")[2] in self.noisy_probes for name in self.probes])
-        bad = np.array([name in self.noisy_distractors for name in self.distractors])
+        wrong, bad = self.wrong_probes(), self.wrong_distractors()
         people = self.people
         if cleaning == "leave_out":
             vectors, people = vectors[~wrong], people[~wrong]
@@ -188,9 +221,7 @@ class _Shown:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         some = self.index[rows]
-        plain = len(some) == some[-1] - some[0] + 1  # which a file is read faster by
-        part: Any = slice(int(some[0]), int(some[-1]) + 1) if plain else some
-        block = _unit(np.asarray(self.vectors[part], dtype=np.float32), "distractors", some)
+        block = _unit(np.asarray(self.vectors[some], dtype=np.float32), "distractors", some)
         block[self.zeros[some]] = 0
         return block
 
@@ -245,7 +276,7 @@ def _replace(
         length = np.linalg.norm(moved)
         if not totals[people[row]].any():
             raise ValueError(
-                f"all pictures of person {people[row]} are wrong: use --cleaning leave_out"
+                f"all pictures of person {people[row]} are wrong: use --megaface.cleaning leave_out"
             )
         vectors[row] = moved / length
 

@@ -74,6 +74,27 @@ def pair_scores(
     return scores
 
 
+def template_subjects(
+    templates: Int[np.ndarray, " n"], subjects: Int[np.ndarray, " n"]
+) -> tuple[Int[np.ndarray, " t"], Int[np.ndarray, " t"]]:
+    """Return all templates in ascending order, and whom each shows.
+
+    >>> template_subjects(np.array([7, 3, 7]), np.array([1, 2, 1]))
+    (array([3, 7]), array([2, 1]))
+
+    Args:
+        templates: of each face.
+        subjects: whom it shows.
+
+    Raises:
+        ValueError: a template shows two people.
+    """
+    ids, where, index = np.unique(templates, return_index=True, return_inverse=True)
+    if (other := subjects != subjects[where][index]).any():
+        raise ValueError(f"two subjects in template {ids[index[np.argmax(other)]]}")
+    return ids, subjects[where]
+
+
 def _begins(templates: np.ndarray, media: np.ndarray) -> np.ndarray:
     """Return where, in sorted order, each medium begins."""
     changed = (templates[1:] != templates[:-1]) | (media[1:] != media[:-1])

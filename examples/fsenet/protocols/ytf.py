@@ -57,8 +57,14 @@ class YtfProtocol:
             if "splits.txt" not in source:
                 raise FileNotFoundError(f"{path} holds no splits.txt at its top")
             data = source.read("splits.txt")
+        titles, *lines = data.decode("utf-8", errors="replace").splitlines() or [""]
+        if not titles.lstrip('\ufeff" ').lower().startswith("split"):
+            raise ValueError(
+                f"{path} must begin with a line of titles, 'split number, pair number, ...'; got "
+                f"{titles[:80]!r}"
+            )
         rows = []
-        for number, line in enumerate(data.decode("utf-8", errors="replace").splitlines()[1:], 2):
+        for number, line in enumerate(lines, 2):
             fields = [field.strip() for field in line.split(",")]
             if not line.strip():
                 continue
