@@ -163,3 +163,16 @@ def test_evaluate(tmp_path, capsys):
     ):
         with pytest.raises(ValueError, match=message):
             evaluate.main(Arguments(**vars(arguments) | change))
+
+
+def test_a_number_of_an_object_takes_no_memory(tmp_path):
+    """Eight bytes that number a list 2**32 - 1: room for all before it would be 64 GB."""
+    resource = pytest.importorskip("resource")
+    (tmp_path / "a.bin").write_bytes(b"\x80\x02]r\xff\xff\xff\xff.")
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**34, limit[1]))
+    try:
+        with pytest.raises(ValueError, match="must hold pictures and answers; got list"):
+            read_bin(tmp_path / "a.bin")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)

@@ -92,8 +92,12 @@ class _Refused(Exception):
     """The name of something that is no plain data."""
 
 
-class _Plain(pickle.Unpickler):
-    """Build lists, bytes, numbers and arrays of numbers, and nothing else."""
+class _Plain(pickle._Unpickler):
+    """Build lists, bytes, numbers and arrays of numbers, and nothing else.
+
+    The one in Python: that in C makes room for as many objects as a file says it will number,
+    2**32 if a few bytes say so.
+    """
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         """Return one of the few names that plain data needs."""
