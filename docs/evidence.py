@@ -40,8 +40,9 @@ def section(table: dict[str, Any]) -> list[str]:
     if table["evidence"]:
         name = f"table{table['table']}-{table['data']}.png"
         lines += ["", f"![The same table as a figure](evidence/{name})"]
-    claims = [f"- {claim_text(claim)}" for claim in table.get("claims", [])]
-    return [*lines, "", *claims, *conflicts(table), *[""] * bool(claims or table["conflicts"])]
+    said = [f"- {claim_text(claim)}" for claim in table.get("claims", []) if table["evidence"]]
+    said += conflicts(table)
+    return [*lines, "", *said, *[""] * bool(said)]
 
 
 def arms(table: dict[str, Any]) -> list[str]:
