@@ -111,5 +111,6 @@ def test_loading():
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     heads, *rows = (line.split("\t") for line in done.stdout.splitlines())
     assert heads == ["way", "0 workers"]
-    assert [row[0] for row in rows] == ["torchvision", "folder", "zip", "tar", "rec"]
+    formats = ["folder", "zip", "tar", "rec", "shards", "parquet", "arrow"]
+    assert [row[0] for row in rows] == ["torchvision", *formats]
     assert all(float(row[1]) > 0 for row in rows)
