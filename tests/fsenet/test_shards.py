@@ -11,7 +11,7 @@ from data.damage import Damage
 from data.file_sets import files_of
 from data.pictures import open_pictures
 from data.shards import IdentityShards, write_shards
-from data.tars import BLOCK, DamagedTar, Member, tar_members, without_dots
+from data.tars import BLOCK, DamagedTar, Member, tar_members
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,8 +127,12 @@ def test_members_are_tarfiles(tmp_path_factory, layout, files, mtime):
                 continue
     with tarfile.open(path) as archive:
         expected = [(m.name, m.offset_data, m.size) for m in archive if m.isreg()]
-    read = [(name.rstrip("/"), *place) for name, *place in members_of(path)]
-    assert read == [(without_dots(name).rstrip("/"), *place) for name, *place in expected]
+
+    def plain(members):
+        """Folders called "." and empty ones say nothing, and the two readers drop others of them."""
+        return [([x for x in n.split("/") if x not in ("", ".")], *place) for n, *place in members]
+
+    assert plain(members_of(path)) == plain(expected)
 
 
 def header(name=b"a.jpg", size=b"00000000001", kind=b"0"):
