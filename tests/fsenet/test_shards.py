@@ -129,7 +129,7 @@ def test_members_are_tarfiles(tmp_path_factory, layout, files, mtime):
         expected = [(m.name, m.offset_data, m.size) for m in archive if m.isreg()]
 
     def plain(members):
-        """Folders called "." and empty ones say nothing, and the two readers drop others of them."""
+        """Drop folders called "." and empty ones: the two readers drop others of them."""
         return [([x for x in n.split("/") if x not in ("", ".")], *place) for n, *place in members]
 
     assert plain(members_of(path)) == plain(expected)
