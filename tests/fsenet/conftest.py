@@ -1,10 +1,17 @@
 """Files that tests of the recipe share."""
 
 import io
+import os
+import re
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
+
+RECIPE = Path(__file__).parents[2] / "examples" / "fsenet"
 
 
 @pytest.fixture
@@ -31,3 +38,38 @@ def _lfw_like(path):
                 Image.new("RGB", (16, 16), (owner * 10, 0, 0)).save(buffer, "JPEG", quality=100)
                 archive.writestr(name, buffer.getvalue())
     return path
+
+
+@pytest.fixture(scope="session")
+def run_code():
+    """Return a function that runs Python code on a CPU, with the recipe to import from."""
+
+    def run(code, *arguments):
+        paths = os.pathsep.join([str(RECIPE), str(RECIPE.parents[1])])
+        own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            env={**os.environ, **own},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return run
+
+
+@pytest.fixture
+def refused_when_changed():
+    """Return a function that changes a file in one way after the other, all to be refused."""
+
+    def check(path, changes, read):
+        whole = path.read_text()
+        for change, message in changes:
+            path.write_text(change(whole))
+            with pytest.raises(ValueError, match=re.escape(message)):
+                read()
+        path.write_text(whole)
+
+    return check

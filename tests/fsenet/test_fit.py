@@ -2,24 +2,21 @@
 
 import math
 import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 from checkpoint import last_but_one, load_checkpoint, save_checkpoint
 from data.batches import BatchPlan, load_batches
-from fit import Fitted, Schedule, Workplace, fit
-from schedule import Average
-from telemetry import CLOCKS
+from fit import fit
+from schedule import Average, Schedule
+from telemetry import CLOCKS, Fitted
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+from workplace import Workplace
 
-RECIPE = Path(__file__).parents[2] / "examples/fsenet"
 STEPS = 30
 EVERY_STEP = {"checkpoint_seconds": -1.0, "checkpoint_share": 1.0}
 
@@ -35,7 +32,9 @@ from torch.utils.data import TensorDataset
 from typing import NamedTuple
 from data.augment import Augmentation, augment
 from data.batches import BatchPlan, generator, load_batches
-from fit import Schedule, Workplace, fit
+from fit import fit
+from schedule import Schedule
+from workplace import Workplace
 from partlocal import HELEN
 
 torch.set_num_threads(1)
@@ -83,6 +82,7 @@ def start(*arguments, world=1, **more):
     for rank in range(world):
         pid = os.fork()
         if pid == 0:
+            torch.set_num_threads(1)  # torch's pool is made anew, before two threads ask for it
             code = 1
             try:
                 if world > 1:
@@ -132,22 +132,11 @@ until_killed(2, "ranks-killed", world=2)
 
 
 @pytest.fixture(scope="module")
-def trials(tmp_path_factory):
+def trials(tmp_path_factory, run_code):
     if not hasattr(os, "fork") or not torch.distributed.is_available():
         pytest.skip("needs fork and gloo")
     folder = tmp_path_factory.mktemp("trials")
-    paths = os.pathsep.join([str(RECIPE), str(RECIPE.parents[1])])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
-    done = subprocess.run(
-        [sys.executable, "-c", TRIALS, str(STEPS), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_code(TRIALS, STEPS, folder)
     return folder
 
 
