@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from fit import Workplace
 from model import GlobalNet
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
+from workplace import Workplace
 
 from partlocal import PartLocalNet
 

@@ -2,9 +2,9 @@
 
 import torch
 from describe import view
-from fit import Workplace
 from torch import Tensor
 from torch.nn import functional as F
+from workplace import Workplace
 
 from partlocal import PartLocalNet
 

@@ -23,7 +23,6 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
-import torch
 import tyro
 from arms import measure
 from data.faces import SIZE, TEST_FROM, TestSet, draw_faces, drawn_test_set
@@ -38,15 +37,15 @@ from feature_protocols import (
     evaluate_megaface,
     evaluate_ytf,
 )
-from fit import Workplace
 from limits import check_numbers
-from machine import choose_precision, to_json, versions, write_json
+from machine import to_json, versions, write_json
 from model import load_network
 from protocols.crops import LooseCrops, holds_crops
 from protocols.ijb import IjbProtocol, Name
 from protocols.ijba import Pooling
 from run_folder import one_line_errors
 from torch.nn import functional as F
+from workplace import this_process
 
 LISTS = {  # of the protocols that compare sets of pictures
     "ijba": "verify_metadata_1.csv and the other lists",
@@ -140,9 +139,10 @@ def main(arguments: Arguments) -> None:
     if net is None:
         vectors = {"embeddings": F.normalize(read_embeddings(arguments.checkpoint, test.names))}
     else:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        place = Workplace(Path(), device, choose_precision(arguments.precision, device))
-        described = describe(net.to(device), test.images, place, test_time=arguments.test_time)
+        place = this_process(arguments.precision)
+        described = describe(
+            net.to(place.device), test.images, place, test_time=arguments.test_time
+        )
         vectors = {"global half": described.global_half}
         if described.local_half is not None:
             vectors["local half"] = described.local_half

@@ -33,16 +33,16 @@ from data.images import IdentityFolder, IdentityPictures
 from data.loose import LoosePictures
 from data.pictures import open_pictures, reader_of
 from describe import TestTime, describe
-from feature_folder import FeatureFolder
-from fit import Workplace
+from feature_folder import FeatureFolder, hash_names
 from limits import check_numbers
-from machine import choose_precision, keep_freed_memory
+from machine import keep_freed_memory
 from model import GlobalNet, load_network
 from protocols.crops import LooseCrops, holds_crops
 from run_folder import one_line_errors
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
+from workplace import Workplace, this_process
 
 from partlocal import PartLocalNet
 
@@ -133,7 +133,7 @@ def extract(
         FileExistsError, ValueError: see `FeatureFolder`; or more pictures are damaged than may be.
     """
     keep_freed_memory()
-    net, place = load_network(network), workplace(how.precision)
+    net, place = load_network(network), this_process(how.precision)
     net.to(place.device)
     blank = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8)
     options = {
@@ -144,7 +144,7 @@ def extract(
         "pictures": len(pictures),
         "width": _vectors(net, blank, place, how).shape[1],
         "network_sha256": _hash_of(network),
-        "names_sha256": _hash_names(pictures),
+        "names_sha256": hash_names(map(pictures.name, range(len(pictures)))),
     }
     if isinstance(pictures, LooseCrops):  # other points are other pictures
         options["points_sha256"] = pictures.points_sha256
@@ -174,15 +174,6 @@ def extract(
         folder.flush()
         _check_damage(pictures, folder, how.damaged)
     return folder
-
-
-def workplace(precision: Literal["auto", "fp32", "bf16"]) -> Workplace:
-    """Return device and rank of this process; processes need no word with each other."""
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return Workplace(Path(), device, choose_precision(precision, device), rank, world)
 
 
 class _Readable(Dataset[tuple[Tensor, str]]):
@@ -242,13 +233,6 @@ def _hash_of(network: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in network.iterdir() if path.is_file()):
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _hash_names(pictures: IdentityPictures) -> str:
-    digest = hashlib.sha256()
-    for index in range(len(pictures)):
-        digest.update(pictures.name(index).encode("utf-8", errors="surrogateescape") + b"\n")
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ A batch is marked as done only after its rows are on the disk. Several processes
 each its own batches; they must see the same files.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -134,6 +135,14 @@ def lost_rows(path: Path) -> frozenset[int]:
         first = rows[slice(batch * size, (batch + 1) * size)][:, 0]
         lost |= set((batch * size + np.flatnonzero(np.isnan(first))).tolist())
     return frozenset(lost)
+
+
+def hash_names(names: Iterable[str]) -> str:
+    """Return the hash that embeddings.txt has."""
+    digest = hashlib.sha256()
+    for line in _lines(names):
+        digest.update(line)
+    return digest.hexdigest()
 
 
 class _Writable:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from checkpoint import whole_file
 from describe import parse_pictures
-from fit import Workplace
 from torch import Tensor
+from workplace import Workplace
 
 from partlocal import PartLocalNet
 

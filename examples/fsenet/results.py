@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 from checkpoint import whole_file
-from fit import Fitted
 from machine import to_json, write_json
+from telemetry import Fitted
 
 
 def write_results(

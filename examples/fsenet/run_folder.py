@@ -1,20 +1,17 @@
 """The folder that a run leaves, and the processes that fill it."""
 
 import json
-import os
-import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from machine import (
-    choose_precision,
     keep_freed_memory,
     plain_command,
     to_json,
@@ -23,7 +20,7 @@ from machine import (
 )
 from telemetry import EVENTS, HISTORY
 from torch import distributed
-from workplace import Workplace
+from workplace import Workplace, this_process
 
 RUNS = Path("runs")
 CONFIG = "options.json"
@@ -96,24 +93,22 @@ def open_workplace(options: RunOptions, name: str) -> Workplace:
         options: a dataclass, written to the folder, to which a later `--resume` is held.
         name: of the runs of this kind: `runs/<name>-<number>`.
     """
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    precision = choose_precision(options.precision, device)
-    if world > 1:
+    place = this_process(options.precision)
+    on_gpu = place.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(place.device)
+    if place.world > 1:
         # what processes tell each other apart from gradients goes from CPU to CPU
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    config = {**plain(options), "precision": precision, "processes": world}
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    config = {**plain(options), "precision": place.precision, "processes": place.world}
     folder: list[Path | None] = [None]
-    if rank == 0:
+    if place.rank == 0:
         folder = [open_folder(options.output, name, config, options.resume)]
-        note_start(folder[0] / STARTS, config, device, options.resume)
-    if world > 1:
+        note_start(folder[0] / STARTS, config, place.device, options.resume)
+    if place.world > 1:
         distributed.broadcast_object_list(folder)
     assert folder[0] is not None
-    return Workplace(folder[0], device, precision, rank, world, tensorboard=options.tensorboard)
+    return replace(place, folder=folder[0], tensorboard=options.tensorboard)
 
 
 def open_folder(output: Path | None, name: str, config: Mapping[str, Any], resume: bool) -> Path:
@@ -191,8 +186,20 @@ def plain(options: RunOptions) -> dict[str, Any]:
     machine may hold the files elsewhere.
     """
     values = {name: value for name, value in asdict(options).items() if name not in WHERE}
-    text = json.dumps(values, default=lambda path: Path(path).resolve().name)
-    return json.loads(re.sub(r'"[^":]*/([^"/:]+:[^"]*")', r'"\1', text))
+    return json.loads(json.dumps(_without_folders(values)))
+
+
+def _without_folders(value: Any) -> Any:
+    """Return options with the last names of paths alone; a text with colons names a set."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_without_folders(inner) for inner in value]
+    if isinstance(value, Path):
+        return value.resolve().name
+    if isinstance(value, str) and ":" in value:
+        return ":".join(Path(part).name for part in value.split(":"))
+    return value
 
 
 def _another_is_gone(error: RuntimeError) -> bool:

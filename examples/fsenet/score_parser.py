@@ -8,6 +8,7 @@ background, the F1 of groups ("inner" is Helen's overall), the mean IoU. Without
 the parser that partlocal ships. Choose between parsers by a validation split; test once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,13 +19,13 @@ import tyro
 from data.parsing_alignment import aligned_pairs
 from data.parsing_layouts import open_parsing_set
 from data.parsing_sets import ParsingSet
-from fit import Workplace
 from limits import check_numbers
-from machine import choose_precision, finite, to_json
+from machine import finite, to_json
 from parsing_loss import IGNORE
 from run_folder import one_line_errors
 from torch import Tensor
 from torch.nn import functional as F
+from workplace import Workplace, this_process
 
 from partlocal import ParsingNet
 from partlocal.evaluation.parsing import ParsingScore
@@ -45,6 +46,23 @@ class Arguments:
     score: tuple[str, ...] = ()
     damaged: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+def open_sets(choices: Sequence[str]) -> dict[str, ParsingSet]:
+    """Open the sets to score on, each under what results call it.
+
+    Args:
+        choices: `PATH:KIND:SPLITS` each.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_parsing_set`; or two would be called alike.
+    """
+    found: dict[str, ParsingSet] = {}
+    for pairs in map(open_parsing_set, choices):
+        if pairs.title in found:
+            raise ValueError(f"--score names two sets {pairs.title}: rename the file of one")
+        found[pairs.title] = pairs
+    return found
 
 
 @torch.inference_mode()
@@ -109,18 +127,17 @@ def score_parsing_set(
 
 def main(arguments: Arguments) -> None:
     """Score on each set, and print."""
-    sets = {choice: open_parsing_set(choice) for choice in arguments.score}
+    sets = open_sets(arguments.score)
     if not sets:
         raise ValueError("--score names no set: expected PATH:KIND:SPLITS")
     parser = ParsingNet.pretrained()
     if arguments.parser is not None:
         parser = ParsingNet.load_compact(arguments.parser)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    place = Workplace(Path(), device, choose_precision(arguments.precision, device))
-    parser.freeze().to(device)
+    place = this_process(arguments.precision)
+    parser.freeze().to(place.device)
     scores = {
-        choice.rpartition("/")[2]: score_parsing_set(parser, pairs, place, arguments.damaged)
-        for choice, pairs in sets.items()
+        title: score_parsing_set(parser, pairs, place, arguments.damaged)
+        for title, pairs in sets.items()
     }
     print(to_json(finite({"precision": place.precision, "scores": scores})))
 

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 from data.faces import DrawnFaces
-from fit import Workplace
 from score_parser import predict_labels
+from workplace import Workplace
 
 from partlocal import PartLocalNet
 

@@ -28,7 +28,7 @@ from data.pictures import reader_of
 from data.shortcuts import shortcut_accuracies
 from describe import describe
 from energy import energy_shares
-from fit import Batch, Fitted, Workplace, fit
+from fit import Batch, fit
 from limits import check_batch, check_numbers
 from machine import peak_memory_gb, versions
 from maps import cached_maps
@@ -41,11 +41,12 @@ from run_folder import one_line_errors, plain, workplace
 from schedule import Average, Schedule
 from score_parser import score_parser, score_parsing_set
 from showcase import show_faces
-from telemetry import check_tensorboard
+from telemetry import Fitted, check_tensorboard
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.utils.data import TensorDataset
 from train_parser import build_parser, check_training, train_parser
+from workplace import Workplace
 
 from partlocal import HELEN, ParsingNet, PartLocalNet
 from partlocal.backbone import Backbone

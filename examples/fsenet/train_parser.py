@@ -21,19 +21,20 @@ from data.batches import BatchPlan
 from data.face_params import WILD
 from data.faces import TEST_FROM, draw_faces
 from data.mixture import Ingredient, augment_step, mix, mixed_batches, open_mix
-from data.parsing_layouts import open_parsing_set
 from data.procedural import ProceduralFaces
 from data.vocabularies import Vocabulary
-from fit import Batch, Fitted, Schedule, Workplace, fit
+from fit import Batch, fit
 from limits import check_batch, check_numbers
 from machine import finite, to_json, versions
 from parsing_loss import IGNORE, LossName, group_dice_loss, parsing_loss
 from run_folder import one_line_errors, workplace
-from score_parser import score_parser, score_parsing_set
-from telemetry import check_tensorboard
+from schedule import Schedule
+from score_parser import open_sets, score_parser, score_parsing_set
+from telemetry import Fitted, check_tensorboard
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from workplace import Workplace
 
 from partlocal import HELEN, ParsingNet
 from partlocal.parsing import PRETRAINED
@@ -264,8 +265,7 @@ def check(arguments: Arguments) -> None:
     check_training(arguments.parser)
     if arguments.parser.mix and arguments.export:
         raise ValueError("--export ships a parser of drawn faces alone: leave --parser.mix out")
-    for choice in arguments.score:
-        open_parsing_set(choice)
+    open_sets(arguments.score)
     if arguments.tensorboard:
         check_tensorboard()
 
@@ -282,9 +282,8 @@ def main(arguments: Arguments, place: Workplace) -> None:
 
     test = draw_faces(arguments.seed, range(TEST_FROM, TEST_FROM + 600), 1)
     scores = {"procedural": score_parser(parser, test.images, test.labels, place)}
-    for choice in arguments.score:
-        pairs = open_parsing_set(choice)
-        scores[pairs.title] = score_parsing_set(parser, pairs, place, how.damaged)
+    for title, pairs in open_sets(arguments.score).items():
+        scores[title] = score_parsing_set(parser, pairs, place, how.damaged)
     mixed = [
         f"{share.pairs.title}, {share.count} of a batch"
         for share in open_mix(how.mix, how.batch_size, place.world)

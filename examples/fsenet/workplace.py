@@ -1,9 +1,11 @@
 """Where a process of a run computes, and what the processes of a run say to each other."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from machine import choose_precision
 from torch import Tensor, distributed
 
 
@@ -57,3 +59,16 @@ class Workplace:
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
         )
+
+
+def this_process(precision: str) -> Workplace:
+    """Return device and rank of this process, by itself or started by `torchrun`; no folder.
+
+    Args:
+        precision: `"fp32"`, `"bf16"`, or `"auto"` for bf16 where the device computes in it.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return Workplace(Path(), device, choose_precision(precision, device), rank, world)

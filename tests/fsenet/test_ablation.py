@@ -28,9 +28,9 @@ from ablation.verdict import compare, judge, spread, student_t
 from ablation.world import World, lfw_world
 from data.faces import TestSet as Faces
 from data.faces import draw_faces
-from fit import Workplace
 from options import PROFILES
 from torch.nn import functional as F
+from workplace import Workplace
 
 from partlocal import ParsingNet, SphereFace
 from partlocal.backbone import Backbone

@@ -10,10 +10,10 @@ from arms import arm_vectors, measure, score_pairs
 from data.faces import TestSet as Faces
 from describe import Described, describe
 from energy import energy_shares
-from fit import Workplace
 from model import GlobalNet, TrainedFSENet
 from protocols.pairs import draw_pairs
 from torch.nn import functional as F
+from workplace import Workplace
 
 from partlocal import HELEN, ParsingNet, PartLocalNet
 from partlocal.backbone import Backbone

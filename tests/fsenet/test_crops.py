@@ -19,6 +19,7 @@ from PIL import Image
 from protocols.crops import LooseCrops, holds_crops
 from protocols.fixtures import write_ijb
 from protocols.ijb import IjbProtocol
+from workplace import this_process
 
 from partlocal.alignment import ARCFACE_TEMPLATE
 from partlocal.backbone import Backbone
@@ -79,7 +80,7 @@ def test_evaluate(world, tmp_path, capsys, kept):
     numbers = found["arms"]["whole descriptor"]
     crops = LooseCrops(world, size=112)
     pictures = torch.stack([crops[row][0] for row in range(len(crops))])
-    described = describe(load_network(world / "baseline"), pictures, extract.workplace("fp32"))
+    described = describe(load_network(world / "baseline"), pictures, this_process("fp32"))
     expected = IjbProtocol.read(world, "ijbc").evaluate(described.global_half.numpy())
     assert numbers["auc"] == pytest.approx(expected["auc"], abs=0.01)
     assert numbers["pairs"] == expected["pairs"] == 190

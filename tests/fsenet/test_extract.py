@@ -28,6 +28,7 @@ from feature_folder import FeatureFolder
 from model import GlobalNet, load_network
 from PIL import Image
 from stored import Rows, Stored
+from workplace import this_process
 
 from partlocal import HELEN, ParsingNet, PartLocalNet
 from partlocal.backbone import Backbone
@@ -77,7 +78,7 @@ def test_reference(networks, faces, whole):
     pictures = torch.stack(
         [torch.from_numpy(np.array(Image.open(name))).permute(2, 0, 1) for name in names]
     )
-    found = describe(net, pictures, extract.workplace("fp32"))
+    found = describe(net, pictures, this_process("fp32"))
     rows = embedding_rows(whole, [str(Path(name).relative_to(faces)) for name in names])
     expected = found.join(found.local_half).numpy()
     np.testing.assert_allclose(rows[:], expected, atol=1e-5)

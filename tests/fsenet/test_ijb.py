@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 
 import evaluate
 import numpy as np
@@ -109,7 +108,7 @@ def test_evaluate(tmp_path, capsys, options):
         evaluate.main(evaluate.Arguments(tmp_path / "e.npz", "ijbc"))
 
 
-def test_errors(tmp_path):
+def test_errors(tmp_path, refused_when_changed):
     protocol, features = world("ijbc")
     protocol.write(tmp_path, "ijbc")
     cases = {
@@ -143,12 +142,7 @@ def test_errors(tmp_path):
     }
     for file, changes in cases.items():
         path = tmp_path / f"ijbc_{file}"
-        whole = path.read_text()
-        for change, message in changes:
-            path.write_text(change(whole))
-            with pytest.raises(ValueError, match=re.escape(message)):
-                IjbProtocol.read(tmp_path, "ijbc")
-        path.write_text(whole)
+        refused_when_changed(path, changes, lambda: IjbProtocol.read(tmp_path, "ijbc"))
     with pytest.raises(FileNotFoundError, match=r"holds no ijbb_face_tid_mid\.txt"):
         IjbProtocol.read(tmp_path, "ijbb")
     features[3] = np.nan

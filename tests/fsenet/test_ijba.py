@@ -1,7 +1,6 @@
 """IJB-A against loops over splits, templates and pairs, in the layout it was given out in."""
 
 import json
-import re
 
 import evaluate
 import numpy as np
@@ -141,7 +140,7 @@ def test_layout(world, tmp_path):
     np.testing.assert_equal(read[1].probes, whole[1].probes)
 
 
-def test_errors(world, tmp_path):
+def test_errors(world, tmp_path, refused_when_changed):
     folder, _ = world
     protocol = IjbaProtocol.read(folder)
     protocol.write(tmp_path)
@@ -162,12 +161,7 @@ def test_errors(world, tmp_path):
     }
     for file, changes in cases.items():
         path = tmp_path / f"IJB-A_{file}"
-        whole = path.read_text()
-        for change, message in changes:
-            path.write_text(change(whole))
-            with pytest.raises(ValueError, match=re.escape(message)):
-                IjbaProtocol.read(tmp_path)
-        path.write_text(whole)
+        refused_when_changed(path, changes, lambda: IjbaProtocol.read(tmp_path))
     (tmp_path / "IJB-A_1N_sets/split3/search_probe_3.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no search_probe_3\.csv"):
         IjbaProtocol.read(tmp_path)

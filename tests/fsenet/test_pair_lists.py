@@ -1,5 +1,6 @@
 """CALFW, CPLFW and CFP from their folders, with drawn faces, against pairs looked up by hand."""
 
+import functools
 import io
 import json
 import re
@@ -154,7 +155,7 @@ def test_bins(tmp_path, name):
     assert len(test.flags["sha256"]) == 64
 
 
-def test_errors(worlds, tmp_path):
+def test_errors(worlds, tmp_path, refused_when_changed):
     with pytest.raises(
         ValueError, match=r"agedb_30 needs --faces: a \.bin of insightface; its own"
     ):
@@ -196,13 +197,8 @@ def test_errors(worlds, tmp_path):
         place = tmp_path / name
         place.mkdir(exist_ok=True)
         write_pairs(place, name, read_pairs(worlds[name][0], name))
-        path = place / file
-        whole = path.read_text()
-        for change, message in changes:
-            path.write_text(change(whole))
-            with pytest.raises(ValueError, match=re.escape(message)):
-                read_pairs(place, name)
-        path.write_text(whole)
+        read = functools.partial(read_pairs, place, name)
+        refused_when_changed(place / file, changes, read)
     listed = read_pairs(worlds["calfw"][0], "calfw")
     with pytest.raises(ValueError, match="pictures of CFP lie in <person>/frontal/ or"):
         write_pairs(tmp_path, "cfp_fp", listed._replace(pictures=tuple(

@@ -5,8 +5,8 @@ import os
 
 import numpy as np
 import pytest
-from fit import Fitted
 from results import write_results
+from telemetry import Fitted
 
 
 def test_numbers_that_are_not_finite(tmp_path):

@@ -12,11 +12,12 @@ import pytest
 import run_folder
 import torch
 from data.augment import Augmentation
-from fit import Fitted, Workplace
 from maps import cached_maps
 from options import DEFAULT, PROFILES, parse_options
 from results import print_results, speed, write_results
 from run_folder import discard_unused, open_workplace, plain, workplace
+from telemetry import Fitted
+from workplace import Workplace
 
 from partlocal import HELEN, ParsingNet, PartLocalNet
 from partlocal.labels import FSENET_PARTS
@@ -248,6 +249,18 @@ def test_options():
     a, b = having(resume=True, output=Path("x")), having(faces=(Path("x"),))
     assert plain(a) == plain(DEFAULT) != plain(b)
     assert json.loads(json.dumps(plain(b))) == plain(b)
+
+
+def test_options_hold_no_folders():
+    """Another machine may hold the files elsewhere: paths, and sets as `PATH:KIND:SPLITS:SHARE`."""
+    sets = ("/a/b/set.zip:fasseg:train:0.25", "set.zip:/c/own.json::0.5")
+    changed = having(
+        faces=(Path("/a/faces.zip"),),
+        parser_options=dataclasses.replace(DEFAULT.parser_options, mix=sets),
+    )
+    found = plain(changed)
+    assert found["faces"] == ["faces.zip"]
+    assert found["parser_options"]["mix"] == ["set.zip:fasseg:train:0.25", "set.zip:own.json::0.5"]
 
 
 def test_the_rate():

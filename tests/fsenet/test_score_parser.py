@@ -14,10 +14,10 @@ import torch
 from data.parsing_alignment import AlignedPairs
 from data.procedural import render
 from data.vocabularies import KINDS
-from fit import Workplace
 from PIL import Image
 from score_parser import Arguments
 from sklearn.metrics import f1_score
+from workplace import Workplace
 
 from partlocal.labels import CELEBAMASK_HQ, HELEN
 
@@ -109,3 +109,18 @@ def test_main(tmp_path, capsys):
     assert found["pictures"] == 2
     assert found["mean_f1"] > 0.6
     assert found["groups"]["inner"] > 0.6
+
+
+def test_sets_have_names_of_their_own(tmp_path):
+    """Results are called by them: of two sets of one name one would be lost."""
+    image = np.zeros((8, 8), np.uint8)
+    for folder in ("a", "b"):
+        (tmp_path / folder / "set/test").mkdir(parents=True)
+        for suffix in (".jpg", ".png"):
+            Image.fromarray(image).save(tmp_path / folder / f"set/test/0{suffix}")
+    one, other = (f"{tmp_path}/{folder}/set:ibugmask:test" for folder in ("a", "b"))
+    assert list(score_parser.open_sets([one])) == ["set:iBugMask:test"]
+    with pytest.raises(ValueError, match="--score names two sets set:iBugMask:test: rename"):
+        score_parser.open_sets([one, other])
+    with pytest.raises(ValueError, match="--score names no set: expected PATH:KIND:SPLITS"):
+        score_parser.main(Arguments())

@@ -22,7 +22,9 @@ import torch
 from torch import distributed
 from torch.utils.data import TensorDataset
 from data.batches import BatchPlan, load_batches
-from fit import Schedule, Workplace, fit
+from fit import fit
+from schedule import Schedule
+from workplace import Workplace
 from model import GlobalNet, TrainedGlobalNet
 from partlocal.backbone import Backbone
 

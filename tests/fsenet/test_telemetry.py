@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from fit import Schedule, Workplace, fit
+from fit import fit
+from schedule import Schedule
 from telemetry import CLOCKS, Fitted, Logbook, check_tensorboard
 from torch import Tensor, nn
+from workplace import Workplace
 
 
 class Losses(NamedTuple):

@@ -15,7 +15,6 @@ from data.faces import draw_faces
 from data.mixture import Ingredient
 from data.procedural import render
 from data.vocabularies import KINDS, Vocabulary
-from fit import Workplace
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -29,6 +28,7 @@ from train_parser import (
     main,
     train_parser,
 )
+from workplace import Workplace
 
 from partlocal import HELEN, ParsingNet
 from partlocal.labels import LabelSet

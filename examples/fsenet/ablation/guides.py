@@ -10,13 +10,15 @@ from data.augment import augment
 from data.batches import BatchPlan, load_batches
 from data.faces import DrawnFaces
 from data.procedural import ProceduralFaces
-from fit import Batch, Schedule, Workplace, fit
+from fit import Batch, fit
 from jaxtyping import Float
 from options import Options, small_parser
+from schedule import Schedule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 from train_parser import train_parser
+from workplace import Workplace
 
 from ablation.arms import Arm
 from partlocal import HELEN, ParsingNet

@@ -38,7 +38,7 @@ def build_network(
     guide = parser if arm.kind == "guided" else landmarks
     if guide is None:
         raise ValueError(f"landmarks must be a ParsingNet for the arm {arm.kind!r}; got None")
-    return GlobalNet(GuidedBackbone(backbone, guide))
+    return GlobalNet(GuidedBackbone(backbone, guide, points=arm.kind == "landmarks"))
 
 
 def supervise(
@@ -160,13 +160,14 @@ class GuidedBackbone(nn.Module):
         backbone: one of the recipe's residual networks, tapped before its last stage.
         guide: frozen; its maps go through a softmax: over the labels at each pixel for parts, over
             the pixels of each map (brought to a peak of 1) for points.
+        points: whether it has a heat map a point.
     """
 
-    def __init__(self, backbone: Backbone, guide: ParsingNet) -> None:
+    def __init__(self, backbone: Backbone, guide: ParsingNet, points: bool) -> None:
         super().__init__()
         self.backbone, self.guide = backbone, guide
         self.global_dim = backbone.global_dim
-        self.points = guide.labels.name.endswith(" maps")  # as ParsingNet calls maps of a number
+        self.points = points
         model = backbone.model
         name = model.feature_info[backbone.tap + 1]["module"]
         first = getattr(model, name)[0]

@@ -9,14 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from data.faces import DrawnFaces
-from fit import Workplace
+from data.faces import DrawnFaces, draw_faces
 from limits import check_numbers
-from machine import choose_precision, write_json
+from machine import write_json
 from options import PROFILES, Options
 from protocols.lfw import LfwProtocol
 from run_folder import plain
+from workplace import Workplace, this_process
 
 from ablation.arms import Arm
 from ablation.guides import landmarks_of, parser_of
@@ -24,7 +23,7 @@ from ablation.paper import conflicts, paper_row, read_paper
 from ablation.tables import TABLES
 from ablation.trial import Trial, run_trial
 from ablation.verdict import judge
-from ablation.world import World, drawn_for_guides, drawn_world, lfw_world
+from ablation.world import World, drawn_world, lfw_world
 from partlocal import ParsingNet
 
 Data = Literal["procedural", "lfw"]
@@ -82,15 +81,14 @@ class Study:
     @cached_property
     def place(self) -> Workplace:
         """Where trials are run, in a folder that this data and these options alone have."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        precision = choose_precision(self.options.precision, device)
+        place = this_process(self.options.precision)
         faces = None if self.faces is None else self.faces.resolve().name
-        how = {**plain(self.options), "precision": precision, "faces": faces}
+        how = {**plain(self.options), "precision": place.precision, "faces": faces}
         key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]
         folder = self.output / f"{self.data}-{key}"
         folder.mkdir(parents=True, exist_ok=True)
         write_json(how, folder / "options.json")
-        return Workplace(folder, device, precision)
+        return replace(place, folder=folder)
 
     def judged(self, number: int, trials: dict[Arm, list[Trial]]) -> dict[str, Any]:
         """Return a table with its numbers beside the paper's, and all that must be known of them.
@@ -157,7 +155,7 @@ class _Made:
 
     @cached_property
     def faces(self) -> DrawnFaces:
-        return drawn_for_guides(self.seed, self.options)
+        return draw_faces(self.seed, range(self.options.identities), self.options.samples)
 
     def guides(self, arm: Arm) -> tuple[ParsingNet, ParsingNet | None]:
         how = (self.options, self.seed, self.study.place)

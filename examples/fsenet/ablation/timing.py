@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fit import Workplace
 from machine import versions
 from model import GlobalNet
 from options import Options
 from torch import Tensor
+from workplace import Workplace
 
 from ablation.arms import Arm
 from ablation.networks import build_network

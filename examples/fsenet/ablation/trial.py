@@ -14,12 +14,12 @@ import torch
 from arms import score_pairs
 from checkpoint import whole_file
 from describe import describe
-from fit import Workplace
 from machine import to_json, versions
 from maps import cached_maps
 from options import Options
 from protocols.pairs import strangers
 from train import recognise
+from workplace import Workplace
 
 from ablation.arms import Arm
 from ablation.networks import build_network, supervise

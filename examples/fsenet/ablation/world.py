@@ -7,7 +7,6 @@ import torch
 from data.faces import (
     SIZE,
     TEST_FROM,
-    DrawnFaces,
     TestSet,
     TrainingSet,
     draw_faces,
@@ -91,8 +90,3 @@ def lfw_world(seed: int, path: Path) -> World:
     identities = torch.from_numpy(pictures.labels)
     enough = torch.bincount(identities)[identities] >= ENOUGH
     return World(seed, images, identities, enough, test, "all")
-
-
-def drawn_for_guides(seed: int, options: Options) -> DrawnFaces:
-    """Draw faces with exact labels, on which the parsers of arms are trained."""
-    return draw_faces(seed, range(options.identities), options.samples)

@@ -8,7 +8,7 @@ import struct
 import warnings
 import zlib
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from copy import copy
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -183,7 +183,30 @@ class IdentityPictures(Dataset[tuple[Tensor, int]]):
         return f"{type(self).__name__}({str(self.path)!r}): {count}"
 
 
-class IdentityFolder(IdentityPictures):
+class SourcePictures(IdentityPictures):
+    """Pictures that are files of a folder, zip or tar; see `IdentityPictures`.
+
+    `_open` sets `source`, the names of all pictures, and what stands before each name there.
+    """
+
+    source: Source
+    _names: Sequence[str]
+    _prefix: str
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes of one picture."""
+        return self.source.read(self._prefix + self.name(index))
+
+    def name(self, index: int) -> str:
+        """Return the path of one picture below what stands before all."""
+        return self._names[self._places[index]]
+
+    def where(self, index: int) -> str:
+        """Return where one picture lies, as errors call it."""
+        return f"{self.source.path}:{self._prefix}{self.name(index)}"
+
+
+class IdentityFolder(SourcePictures):
     """Pictures from `<identity>/<image>` in a folder, a zip or a tar.
 
     One folder around all identities (`images/` in many archives) is left out of the paths. The
@@ -220,18 +243,6 @@ class IdentityFolder(IdentityPictures):
         self._names = tuple(paths)
         people, labels = np.unique(owners, return_inverse=True)
         return self.source.path, people.tolist(), labels
-
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes of one picture."""
-        return self.source.read(self._prefix + self.name(index))
-
-    def name(self, index: int) -> str:
-        """Return the path of one picture below the folder of identities."""
-        return self._names[self._places[index]]
-
-    def where(self, index: int) -> str:
-        """Return where one picture lies, as errors call it."""
-        return f"{self.source.path}:{self._prefix}{self.name(index)}"
 
 
 def decode_all(

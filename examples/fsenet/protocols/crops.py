@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from data.archives import DamagedImage, Source
 from data.damage import Damage
-from data.images import IdentityPictures, load_rgb
+from data.images import SourcePictures, load_rgb
 from jaxtyping import Int, UInt8
 
 from partlocal.alignment import align_faces
 from protocols.ijb import IjbLists, Name
 
 
-class LooseCrops(IdentityPictures):
+class LooseCrops(SourcePictures):
     """The faces of the lists in their order, cut to `size`.
 
     Args:
@@ -55,26 +55,14 @@ class LooseCrops(IdentityPictures):
                 f"{path} holds {len(folders)} folders of crops, {folders[0]} and {folders[1]}: "
                 "pass what holds one of them"
             )
-        self._folder = folders[0] if folders else "loose_crop/"
+        self._prefix = folders[0] if folders else "loose_crop/"
         known = set(self.source.names)
-        if missing := [name for name in self._names if self._folder + name not in known]:
+        if missing := [name for name in self._names if self._prefix + name not in known]:
             raise FileNotFoundError(
                 f"{path}: {len(missing)} of {len(self._names)} faces have no picture in "
-                f"{self._folder}, first {', '.join(missing[:5])}"
+                f"{self._prefix}, first {', '.join(missing[:5])}"
             )
         return self.source.path, [""], np.zeros(len(self._names), dtype=np.int64)
-
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes of one loose crop."""
-        return self.source.read(self._folder + self.name(index))
-
-    def name(self, index: int) -> str:
-        """Return the name of one face, as in the lists."""
-        return self._names[self._places[index]]
-
-    def where(self, index: int) -> str:
-        """Return where one picture lies, as errors call it."""
-        return f"{self.source.path}:{self._folder}{self.name(index)}"
 
     def load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Return one face, cut.

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from protocols.lists import ListFiles
-from protocols.pairs import Pairs
+from protocols.pairs import Pairs, cut_in_folds
 
 Listed = Literal["calfw", "cplfw", "cfp_ff", "cfp_fp"]
 FOLDS = 10
@@ -91,8 +91,8 @@ def contiguous_folds(same: Bool[np.ndarray, " p"]) -> Int[np.ndarray, " p"]:
     """
     folds = np.zeros(len(same), dtype=np.int64)
     for kind in (True, False):
-        for fold, rows in enumerate(np.array_split(np.flatnonzero(same == kind), FOLDS)):
-            folds[rows] = fold
+        rows = np.flatnonzero(same == kind)
+        folds[rows] = cut_in_folds(len(rows), FOLDS)
     return folds
 
 

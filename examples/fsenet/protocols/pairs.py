@@ -26,6 +26,15 @@ class Pairs:
     identities: np.ndarray | None
 
 
+def cut_in_folds(count: int, folds: int = 10) -> np.ndarray:
+    """Return the fold of each of so many pairs in order; the first folds get one more.
+
+    >>> cut_in_folds(7, folds=3)
+    array([0, 0, 0, 1, 1, 2, 2])
+    """
+    return np.repeat(np.arange(folds), [len(x) for x in np.array_split(np.arange(count), folds)])
+
+
 def as_insightface(scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> dict[str, float]:
     """Return accuracy and deviation of cosines as its `verification.py` counts: by distances."""
     folds = ten_fold_accuracy(np.minimum(2 * scores - 2, 0), same, fold, "parity")
