@@ -6,17 +6,11 @@ import numpy as np
 import torch
 from data.faces import TestSet
 from describe import Described
-from protocols.pairs import Pairs, as_insightface
+from protocols.pairs import Pairs
+from protocols.rates import as_insightface, fold_rates
 from torch import Tensor
 
-from partlocal.evaluation import (
-    auc,
-    auc_interval,
-    paired_accuracy_test,
-    rank_k,
-    tar_at_far,
-    ten_fold_accuracy,
-)
+from partlocal.evaluation import auc_interval, paired_accuracy_test, rank_k
 
 COMPARISONS = (  # what the paper claims, then whether the maps are what it comes from
     ("joint: both", "global only"),
@@ -61,23 +55,14 @@ def measure(
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], dict[str, np.ndarray]]:
     """Return the numbers of each arm, paired tests between arms, and the scores of each.
 
-    The accuracy of each fold is that at the best threshold of the other folds. Its standard error
-    is that of a share of independent pairs. Identification enrols the first picture of everybody
-    and looks for all others.
+    The accuracy of each fold is that at the best threshold of the other folds. Identification
+    enrols the first picture of everybody and looks for all others.
     """
     numbers, correct, scores, pairs = {}, {}, {}, test.pairs
     for name, vectors in arms.items():
         scores[name] = score_pairs(vectors, pairs)
-        folds = ten_fold_accuracy(scores[name], pairs.same, pairs.fold)
+        numbers[name], folds = fold_rates(scores[name], pairs.same, pairs.fold)
         correct[name] = folds.correct
-        share = float(folds.correct.mean())
-        numbers[name] = {
-            "accuracy": folds.mean,
-            "standard_error": float(np.sqrt(share * (1 - share) / len(folds.correct))),
-            "standard_error_over_folds": folds.standard_error,
-            "auc": auc(scores[name], pairs.same),
-            "tar_at_far_0.01": float(tar_at_far(scores[name], pairs.same, 0.01)),
-        }
         if pairs.identities is not None:
             numbers[name] |= _by_person(vectors, scores[name], pairs, pairs.identities)
         if pairs.identities is None or test.flags.get("comparable_with_published"):

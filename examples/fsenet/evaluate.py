@@ -25,24 +25,17 @@ from typing import Annotated, Any, Literal
 import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
 import tyro
 from arms import measure
-from data.faces import SIZE, TEST_FROM, TestSet, draw_faces, drawn_test_set
+from data.faces import TEST_FROM, TestSet, draw_faces, drawn_test_set
 from data.pair_sets import SOURCES, published_test_set
 from describe import TestTime, describe
 from embeddings import read_embeddings
 from extract import Extraction, extract
-from feature_protocols import (
-    MegafaceOptions,
-    evaluate_ijb,
-    evaluate_ijba,
-    evaluate_megaface,
-    evaluate_ytf,
-)
+from feature_protocols import FeatureProtocol, Ijb, Ijba, Megaface, MegafaceOptions, Ytf
 from limits import check_numbers
 from machine import to_json, versions, write_json
 from model import load_network
-from protocols.crops import LooseCrops, holds_crops
-from protocols.ijb import IjbProtocol, Name
 from protocols.ijba import Pooling
+from protocols.ytf import FramePairs
 from run_folder import one_line_errors
 from torch.nn import functional as F
 from workplace import this_process
@@ -54,15 +47,15 @@ LISTS = {  # of the protocols that compare sets of pictures
     "ytf": "splits.txt",
     "megaface": "facescrub_features_list.json and the other lists",
 }
-WITH_CROPS = ("ijbb", "ijbc")  # which a network may describe in one go
 OPTIONS = {  # that other protocols would not heed
     "faces": tuple({**SOURCES, **LISTS}),
-    "unit_features": ("ijba", *WITH_CROPS),
-    "detector_scores": WITH_CROPS,
+    "unit_features": ("ijba", "ijbb", "ijbc"),
+    "detector_scores": ("ijbb", "ijbc"),
     "pooling": ("ijba",),
+    "frame_pairs": ("ytf",),
     "megaface": ("megaface",),
-    "features": WITH_CROPS,
-    "workers": WITH_CROPS,
+    "features": tuple(LISTS),
+    "workers": tuple(LISTS),
     "all_folds": ("lfw",),
     "seed": ("procedural", "megaface"),
     "identities": ("procedural",),
@@ -86,16 +79,18 @@ class Arguments:
     Args:
         checkpoint: the `network/` or `baseline/` folder of a run, or embeddings: an `.npz`, an
             `.npy` with its names in a `.txt`, or the folder that `extract.py` left.
-        protocol: `procedural` draws its pictures; `lfw` to `bin` read them from `--faces`; `ijba`
-            to `megaface` compare embeddings, and read their lists from there.
+        protocol: `procedural` draws its pictures; `lfw` to `bin` read pairs of them from `--faces`;
+            `ijba` to `megaface` compare sets of them, or of their embeddings, by lists from there.
         faces: the set as a folder, zip or tar with its lists, or one of insightface's `.bin` files.
         unit_features: bring IJB's embeddings to length 1 first (insightface's N0).
         detector_scores: weigh those of IJB-B and IJB-C with the scores of the detector (D1).
         pooling: a template of IJB-A is the mean of its `faces`, or of the means of its `media`.
+        frame_pairs: videos of YouTube Faces are as far apart as the nearest pair of their frames
+            (`min`), the farthest, or the mean of all pairs; `none` compares their mean vectors.
         megaface: how MegaFace is evaluated.
-        features: for IJB-B and IJB-C from a network: where to keep the embeddings, from which a
-            run that was stopped goes on; else they are thrown away at the end.
-        workers: processes that decode IJB's pictures.
+        features: for `ijba` to `megaface` from a network: where to keep the embeddings, from which
+            a run that was stopped goes on; else they are thrown away at the end.
+        workers: processes that decode the pictures of these.
         all_folds: LFW's ten folds instead of the two that `train.py` leaves untrained.
         output: write the JSON there instead of printing it.
         seed: of the drawn people, and of MegaFace's cleaning as insightface has it.
@@ -111,6 +106,7 @@ class Arguments:
     unit_features: bool = False
     detector_scores: bool = True
     pooling: Pooling = "faces"
+    frame_pairs: FramePairs = "none"
     megaface: MegafaceOptions = field(default_factory=MegafaceOptions)
     features: Path | None = None
     workers: int = 0
@@ -168,37 +164,30 @@ def give(result: dict[str, Any], output: Path | None) -> None:
 
 
 def evaluate_features(arguments: Arguments) -> dict[str, Any]:
-    """Compare templates or videos of embeddings that were made before, or IJB's of a network.
+    """Compare templates or videos of embeddings that were made before, or of a network.
 
     Raises:
-        ValueError: there are no embeddings, or the lists are not there.
+        ValueError: there are neither embeddings nor pictures, or the lists are not there.
     """
     name, path, features = arguments.protocol, arguments.faces, arguments.checkpoint
     if path is None:
         raise ValueError(
             f"--protocol {name} needs --faces: the folder or archive that holds {LISTS[name]}"
         )
-    describes = not holds_embeddings(features)  # a network, and IJB's pictures
-    if describes and not (name in WITH_CROPS and holds_crops(path)):
-        crops = ", or put the pictures into loose_crop/ there" if name in WITH_CROPS else ""
-        raise ValueError(
-            f"--protocol {name} needs embeddings, and {features} holds none: describe the pictures "
-            f"with extract.py and pass the folder that it leaves{crops}"
-        )
-    unit, made, arm = arguments.unit_features, dict[str, Any](), "embeddings"
-    if name == "ytf":
-        flags, found = evaluate_ytf(path, features)
-    elif name == "ijba":
-        flags, found = evaluate_ijba(path, features, unit, arguments.pooling)
-    elif name == "megaface":
-        flags, found = evaluate_megaface(path, features, arguments.megaface, arguments.seed)
-    else:
-        lists = IjbProtocol.read(path, name)  # a damaged one is told before hours of describing
-        with TemporaryDirectory() as scratch:
-            if describes:
-                features = arguments.features or Path(scratch) / "features"
-                made, arm = describe_crops(arguments, name, path, features), "whole descriptor"
-            flags, found = evaluate_ijb(lists, features, unit, arguments.detector_scores)
+    made, arm = dict[str, Any](), "embeddings"
+    protocol = open_protocol(arguments, path)
+    with TemporaryDirectory() as scratch:
+        if not holds_embeddings(features):
+            if not protocol.holds_pictures():
+                folders = " and ".join(f"{folder}/" for folder in protocol.folders.values())
+                raise ValueError(
+                    f"--protocol {name} of a network needs its pictures in {folders} beside the "
+                    f"lists in {path}; or describe them with extract.py, and pass the folder that "
+                    "it leaves"
+                )
+            features = arguments.features or Path(scratch) / "features"
+            made, arm = describe_pictures(arguments, protocol, features), "whole descriptor"
+        flags, found = protocol.evaluate(features)
     return {
         "checkpoint": str(arguments.checkpoint),
         "protocol": {"name": name, "similarity": "cosine", **flags},
@@ -208,18 +197,38 @@ def evaluate_features(arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def describe_crops(arguments: Arguments, name: Name, crops: Path, features: Path) -> dict[str, Any]:
-    """Cut IJB's faces from its loose crops, describe them, and return how."""
+def open_protocol(arguments: Arguments, path: Path) -> FeatureProtocol:
+    """Return the protocol that compares sets of pictures, with the options that are its own."""
+    unit = arguments.unit_features
+    match arguments.protocol:
+        case "ytf":
+            return Ytf(path, arguments.frame_pairs)
+        case "ijba":
+            return Ijba(path, unit, arguments.pooling)
+        case "megaface":
+            return Megaface(path, arguments.megaface, arguments.seed)
+        case "ijbb" | "ijbc" as name:
+            return Ijb(path, name, unit, arguments.detector_scores)
+        case other:
+            raise ValueError(f"{other} compares single pictures")
+
+
+def describe_pictures(
+    arguments: Arguments, protocol: FeatureProtocol, features: Path
+) -> dict[str, Any]:
+    """Describe what a protocol compares into `features`, and return how."""
     how = Extraction(
         test_time=arguments.test_time,
         dtype="fp32",
         precision=arguments.precision,
         workers=arguments.workers,
     )
-    pictures = LooseCrops(crops, size=SIZE, protocol=name)
-    folder = extract(arguments.checkpoint, pictures, features, how)
+    described = protocol.pictures()
+    features.mkdir(exist_ok=True)
+    for part, pictures in described.items():
+        folder = extract(arguments.checkpoint, pictures, features / part, how)
     return {
-        "alignment": "five points to 112x112, bilinear, pixel centres whole, outside black",
+        "alignment": protocol.alignment,
         "test_time": TEST_TIME[arguments.test_time],
         "precision": folder.options["precision"],
     }

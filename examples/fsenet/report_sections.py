@@ -88,7 +88,12 @@ def summary(run: Run) -> str:
         auc = plain(row.get("auc"))
         if isinstance(interval, list) and len(interval) == 2:
             auc += f" <small>{plain(interval[0])} to {plain(interval[1])}</small>"
-        cells = [escape(arm), with_error(row), auc, percent(row.get("tar_at_far_0.01"))]
+        cells = [
+            escape(arm),
+            with_error(row),
+            auc,
+            percent(row.get("tar_at_far", {}).get("strict", {}).get("0.01")),
+        ]
         rows.append([*cells, percent(row.get("rank_1"))] if ranked else cells)
     heads = ["Arm", "Accuracy", "AUC (95 % interval)", "TAR at 1 % FAR"]
     kind, verdict = maps_verdict(arms, tests)

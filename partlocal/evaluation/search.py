@@ -149,8 +149,8 @@ class Highest:
         self.size, self._floor, self._waiting = size, -np.inf, 0
         self._kept: list[np.ndarray] = []
 
-    def add(self, scores: Float[np.ndarray, "r c"]) -> None:
-        """Take in a block."""
+    def add(self, scores: Float[np.ndarray, "..."]) -> None:
+        """Take in some, in an array of any shape."""
         above = scores[scores > self._floor]
         self._kept.append(above)
         self._waiting += len(above)

@@ -257,7 +257,9 @@ def test_measure():
     }
     numbers, tests, scores = measure(arms, test)
     assert numbers["joint: both"]["accuracy"] == numbers["joint: both"]["rank_1"] == 1
-    assert numbers["joint: both"]["auc"] == numbers["joint: both"]["tar_at_far_0.01"] == 1
+    assert (
+        numbers["joint: both"]["auc"] == numbers["joint: both"]["tar_at_far"]["strict"]["0.01"] == 1
+    )
     assert numbers["control: mean maps"]["accuracy"] < 0.7
     for name, vectors in arms.items():
         same, s = test.pairs.same, scores[name]

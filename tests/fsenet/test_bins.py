@@ -13,7 +13,7 @@ from evaluate import Arguments
 from PIL import Image
 from protocols import bins
 from protocols.bins import read_bin, write_bin
-from protocols.pairs import as_insightface
+from protocols.rates import as_insightface
 
 PICTURES = [bytes([i]) * 3 for i in range(24)]
 SAME = [i % 3 == 0 for i in range(12)]

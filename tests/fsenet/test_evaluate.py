@@ -164,8 +164,9 @@ def test_procedural_protocol():
         ("ijba", "detector_scores", False, "ijbb, ijbc"),
         ("ijbc", "pooling", "media", "ijba"),
         ("ytf", "megaface", MegafaceOptions(cleaning="facex"), "megaface"),
-        ("megaface", "features", Path("x"), "ijbb, ijbc"),
-        ("lfw", "workers", 2, "ijbb, ijbc"),
+        ("lfw", "features", Path("x"), "ijba, ijbb, ijbc, ytf, megaface"),
+        ("lfw", "workers", 2, "ijba, ijbb, ijbc, ytf, megaface"),
+        ("ijba", "frame_pairs", "min", "ytf"),
         ("ijbb", "all_folds", True, "lfw"),
         ("lfw", "seed", 1, "procedural, megaface"),
         ("agedb_30", "identities", 50, "procedural"),
@@ -189,11 +190,13 @@ def test_options_of_other_protocols(tmp_path, name, option, value, protocols):
 
 @pytest.mark.parametrize("name", ["ijba", "ijbb", "ijbc", "ytf", "megaface"])
 def test_networks_are_told_what_to_do(tmp_path, name):
-    message = rf"^--protocol {name} needs embeddings, and .* holds none: .* with extract\.py and "
+    folders = {"megaface": "facescrub_images/ and megaface_images/"}
+    folders |= {"ijba": "aligned/", "ytf": "aligned/"}
+    place = folders.get(name, "loose_crop/")
+    message = rf"^--protocol {name} of a network needs its pictures in {place} beside the lists in "
     with pytest.raises(ValueError, match=message) as caught:
         evaluate.main(Arguments(tmp_path, name, tmp_path))
-    assert ("loose_crop/" in str(caught.value)) == (name in ("ijbb", "ijbc"))
-    assert "--faces" not in str(caught.value)
+    assert "describe them with extract.py" in str(caught.value)
 
 
 class Bomb:

@@ -55,6 +55,16 @@ def test_against_a_loop(tmp_path, capsys):
     assert 0.6 < found["accuracy"] < 1
     assert found["auc"] == auc(np.array(scores), protocol.same)
 
+    def distances(pair):
+        a, b = (np.array([f / np.linalg.norm(f) for n, f in zip(names, features, strict=True)
+                          if n.startswith(video + "/")]) for video in pair)  # fmt: skip
+        return [((x - y) ** 2).sum() for x in a for y in b]
+
+    every = [distances(pair) for pair in zip(protocol.first, protocol.second, strict=True)]
+    for how, reduce in (("min", np.min), ("mean", np.mean), ("max", np.max)):
+        expected = auc(-np.array([reduce(x) for x in every]), protocol.same)
+        assert protocol.evaluate(names, features, how)["auc"] == expected
+
     order = np.random.default_rng(1).permutation(len(names))
     np.savez(tmp_path / "e.npz", names=np.array(names)[order], embeddings=features[order])
     for faces in (tmp_path, tmp_path / "splits.txt"):
@@ -67,7 +77,8 @@ def test_against_a_loop(tmp_path, capsys):
 def test_errors(tmp_path):
     path = tmp_path / "splits.txt"
     names, features = world(path)
-    with pytest.raises(ValueError, match=re.escape("videos have no frame, first ['P0/0")):
+    message = "3 of the list's 40 videos have no frame, which is named Name/video/frame: P0/0, P0/1"
+    with pytest.raises(ValueError, match=re.escape(message)):
         YtfProtocol.read(path).evaluate(names[8:], features[8:])
     whole = path.read_text()
     for line in ("1, 2, a/0, b/0, 2", "x, 2, a/0, b/0, 1", "1, 2, a/0, 1"):

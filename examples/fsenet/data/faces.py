@@ -18,7 +18,13 @@ from tqdm import tqdm
 from data.archives import DamagedImage, Source
 from data.batches import worker_errors
 from data.damage import Damage
-from data.images import IdentityFolder, IdentityPictures, decode_all, load_rgb
+from data.images import (
+    IdentityFolder,
+    IdentityPictures,
+    decode_all,
+    load_rgb,
+    without_suffix,
+)
 from data.pictures import enough_images, open_pictures, open_sources, reader_of
 from data.procedural import DRAWERS, ProceduralFaces
 
@@ -151,17 +157,14 @@ def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> Tes
     """
     paths = protocol.test_paths(folds)
     pictures = open_pictures(path, {name.split("/")[0] for name in paths}, SIZE)
-    row = {_stem(name): number for number, name in enumerate(pictures.paths)}
+    row = {without_suffix(name): number for number, name in enumerate(pictures.paths)}
     index = protocol.held_out(folds)
-    try:
-        first, second = (
-            np.array([row[_stem(side[i])] for i in index])
-            for side in (protocol.first, protocol.second)
-        )
-    except KeyError as error:
+    sides = [[without_suffix(side[i]) for i in index] for side in (protocol.first, protocol.second)]
+    if missing := sorted({name for side in sides for name in side} - set(row)):
         raise ValueError(
-            f"{path} holds no picture {error.args[0]}, which the pairs name: add it"
-        ) from None
+            f"{path} lacks {len(missing)} of the pictures that the pairs name: {', '.join(missing)}"
+        )
+    first, second = (np.array([row[name] for name in side]) for side in sides)
     pairs = Pairs(first, second, protocol.same[index], protocol.fold[index], pictures.labels)
     flags: dict[str, Any] = {
         "name": "lfw",
@@ -227,10 +230,6 @@ class _Streamed(Dataset[tuple[Tensor, ...]]):
 
 def _holds_lfw(path: Path) -> bool:
     return "pairs.txt" in Source(path, lambda _: None)  # names that repeat are the reader's matter
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def _hold_out(everybody: IdentityPictures, seed: int) -> tuple[IdentityPictures, IdentityPictures]:

@@ -195,7 +195,7 @@ class SourcePictures(IdentityPictures):
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one picture."""
-        return self.source.read(self._prefix + self.name(index))
+        return self.source.read(self._file(index))
 
     def name(self, index: int) -> str:
         """Return the path of one picture below what stands before all."""
@@ -203,7 +203,10 @@ class SourcePictures(IdentityPictures):
 
     def where(self, index: int) -> str:
         """Return where one picture lies, as errors call it."""
-        return f"{self.source.path}:{self._prefix}{self.name(index)}"
+        return f"{self.source.path}:{self._file(index)}"
+
+    def _file(self, index: int) -> str:
+        return self._prefix + self.name(index)
 
 
 class IdentityFolder(SourcePictures):
@@ -288,6 +291,16 @@ def is_image(name: str) -> bool:
     """Tell by the suffix; files that an operating system hides beside pictures are none."""
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
     return name.lower().endswith(IMAGE_SUFFIXES) and not hidden
+
+
+def without_suffix(name: str) -> str:
+    """Return the name of a picture without its suffix; people may have a dot in theirs.
+
+    >>> without_suffix("a/Sammy_Davis_Jr._0001.JPG"), without_suffix("a/Sammy_Davis_Jr._0001")
+    ('a/Sammy_Davis_Jr._0001', 'a/Sammy_Davis_Jr._0001')
+    """
+    stem, dot, suffix = name.rpartition(".")
+    return stem if (dot + suffix).lower() in IMAGE_SUFFIXES else name
 
 
 def _decode(data: bytes, name: str) -> Image.Image:

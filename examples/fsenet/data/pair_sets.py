@@ -9,7 +9,7 @@ from protocols.lfw import LfwProtocol
 from protocols.pair_lists import PairList, read_pairs
 
 from data.faces import SIZE, TestSet, bin_test_set, lfw_test_set
-from data.images import decode_all
+from data.images import decode_all, without_suffix
 from data.loose import LoosePictures
 
 Published = Literal["lfw", "cfp_ff", "cfp_fp", "agedb_30", "calfw", "cplfw", "bin"]
@@ -80,4 +80,4 @@ def _find(path: Path, names: Sequence[str], listed: PairList) -> np.ndarray:
 
 
 def _key(name: str, depth: int) -> str:
-    return "/".join(name.split("/")[-depth:]).rpartition(".")[0]
+    return without_suffix("/".join(name.split("/")[-depth:]))

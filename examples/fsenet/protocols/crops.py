@@ -4,18 +4,21 @@ The pictures lie in `loose_crop/`, called as in `ijbc_name_5pts_score.txt`. The 
 insightface's evaluation: pixel centres have whole coordinates, and what lies outside is black.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
-from data.archives import DamagedImage, Source
+from data.archives import DamagedImage
 from data.damage import Damage
 from data.images import SourcePictures, load_rgb
+from data.listed import holds_folder, one_folder
 from jaxtyping import Int, UInt8
 
 from partlocal.alignment import align_faces
 from protocols.ijb import IjbLists, Name
+
+CROPS = "loose_crop"
 
 
 class LooseCrops(SourcePictures):
@@ -49,13 +52,7 @@ class LooseCrops(SourcePictures):
         self.source = lists.source
         self._names, self._points, _ = lists.points()
         (self.points_sha256,) = lists.hashes.values()
-        folders = _crop_folders(self.source.names)
-        if len(folders) > 1:
-            raise ValueError(
-                f"{path} holds {len(folders)} folders of crops, {folders[0]} and {folders[1]}: "
-                "pass what holds one of them"
-            )
-        self._prefix = folders[0] if folders else "loose_crop/"
+        self._prefix = one_folder(self.source, CROPS) or f"{CROPS}/"
         known = set(self.source.names)
         if missing := [name for name in self._names if self._prefix + name not in known]:
             raise FileNotFoundError(
@@ -83,13 +80,4 @@ class LooseCrops(SourcePictures):
 
 def holds_crops(path: str | Path) -> bool:
     """Tell whether a folder or archive holds IJB's loose crops."""
-    path = Path(path)
-    if path.is_dir():  # which may hold millions of other files
-        return (path / "loose_crop").is_dir()
-    return bool(_crop_folders(Source(path).names))
-
-
-def _crop_folders(names: Iterable[str]) -> list[str]:
-    """Return all folders `loose_crop/` that files lie in, sorted."""
-    parts = (f"/{name}".partition("/loose_crop/") for name in names)
-    return sorted({f"{before}/loose_crop/"[1:] for before, here, _ in parts if here})
+    return holds_folder(path, CROPS)

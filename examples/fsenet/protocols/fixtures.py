@@ -3,40 +3,49 @@
     python examples/fsenet/protocols/fixtures.py megaface folder/
     python examples/fsenet/evaluate.py folder/features.npz --protocol megaface --faces folder/ \
         --megaface.distractors 400
+    python examples/fsenet/evaluate.py runs/default-0/network --protocol megaface \
+        --faces folder/ --megaface.distractors 400
 
-The lists are those that the protocol reads; the embeddings are a direction a person and noise.
-Where a network can describe the pictures, there are some, of drawn faces.
+The lists are those that the protocol reads, the pictures drawn faces. `features.npz` holds other
+embeddings than a network's: a direction a person and noise.
 """
 
+import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from data.procedural import ProceduralFaces
+from data.listed import ALIGNED
+from data.procedural import render, render_many
 from limits import check_numbers
 from PIL import Image
 
+from protocols.bins import write_bin
 from protocols.devkit import write_feature
 from protocols.ijb import GALLERIES, IjbProtocol, Name, People
 from protocols.ijba import Faces, IjbaProtocol, Split
+from protocols.lfw_lists import format_pairs
 from protocols.megaface import MegafaceProtocol
 from protocols.pair_lists import FOLDS, Listed, PairList, write_pairs
 from protocols.pairs import Pairs
 from protocols.ytf import YtfProtocol
 
 Kind = Literal[
-    "calfw", "cfp_ff", "cfp_fp", "cplfw", "ijba", "ijbb", "ijbc", "megaface", "ytf"
+    "lfw", "cfp_ff", "cfp_fp", "agedb_30", "calfw", "cplfw", "bin",
+    "ijba", "ijbb", "ijbc", "ytf", "megaface",
 ]  # fmt: skip
 D = 16  # numbers of an embedding
 NOISE = 0.7  # of each number of it, where the directions of people have 1
+SAMPLES = 4  # pictures of each of twenty people
+IJBA_SAMPLES = 12  # different pictures of a person; there are more faces, and they repeat
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,9 @@ def write_megaface(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
     parts = [("facescrub", name) for name in probes] + [("megaface", name) for name in distractors]
     for (part, name), vector in zip(parts, features, strict=True):
         write_feature(folder / f"features/{part}/{name}_partlocal.bin", vector)
+    faces = _draw(seed, (*people.tolist(), *range(12, 412)))
+    _save(folder / "facescrub_images", probes, faces)
+    _save(folder / "megaface_images", distractors, faces[len(probes) :])
     return probes + distractors, features.astype(np.float32)
 
 
@@ -92,7 +104,7 @@ def write_ijba(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
     """Ten splits of 24 people; faces share pictures and shots, and some have no embedding."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(24, D))
-    names, features, splits, sighting = list[str](), list[np.ndarray](), {}, 0
+    names, shown, splits, sighting = list[str](), list[int](), {}, 0
 
     def faces(templates: range, subjects: np.ndarray) -> Faces:
         nonlocal sighting
@@ -107,7 +119,7 @@ def write_ijba(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
                     if rng.uniform() < 0.9 and template != templates[0]:
                         tag = f"#{sighting}" if sighting % 5 == 0 else ""
                         names.append(file + tag)
-                        features.append(centres[subject] + NOISE * rng.normal(size=D))
+                        shown.append(subject)
         template, subject, files, media, seen = zip(*rows, strict=True)
         return Faces(*map(np.array, (template, subject)), files, *map(np.array, (media, seen)))
 
@@ -118,7 +130,13 @@ def write_ijba(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
         first, second = np.triu_indices(48, 1)
         splits[n] = Split(compared, first, second, gallery, probes)
     IjbaProtocol(splits, {}).write(folder)
-    return names, np.array(features, dtype=np.float32)
+    features = centres[shown] + NOISE * rng.normal(size=(len(names), D))
+    faces = _draw(seed, tuple(np.repeat(np.arange(24), IJBA_SAMPLES).tolist()))
+    files = [f"{a.rpartition('.')[0]}{mark}{b}.jpg" if mark else a
+             for a, mark, b in (name.partition("#") for name in names)]  # fmt: skip
+    pictures = [faces[who * IJBA_SAMPLES + n % IJBA_SAMPLES] for n, who in enumerate(shown)]
+    _save(folder / ALIGNED, files, pictures)
+    return names, features.astype(np.float32)
 
 
 def make_ijb(name: Name, seed: int = 0, people: int = 30) -> tuple[IjbProtocol, np.ndarray]:
@@ -151,82 +169,134 @@ def write_ijb(name: Name, folder: Path, seed: int = 0) -> tuple[list[str], np.nd
     """Ten people: the lists in `meta/`, and drawn faces larger, off centre, in `loose_crop/`."""
     protocol, features = make_ijb(name, seed, people=10)
     who = (protocol.templates - 100) // 2
-    faces = ProceduralFaces(seed, 10, int(np.bincount(who).max()))
     rng, taken = np.random.default_rng(seed), np.zeros(10, int)
     for place in ("meta", "loose_crop"):
         (folder / place).mkdir(parents=True)
     for row, person in enumerate(who):
-        face = faces[int(person) * faces.samples_per_identity + int(taken[person])]
+        face = render(seed, int(person), int(taken[person]))
         taken[person] += 1
         scale, (left, top) = rng.uniform(1.2, 2), rng.integers(0, 60, 2)
         side = round(112 * scale)
         canvas = Image.new("RGB", (side + 80, side + 70), (90, 90, 90))
-        picture = _picture(face).resize((side, side), Image.Resampling.BICUBIC)
+        picture = Image.fromarray(face.image).resize((side, side), Image.Resampling.BICUBIC)
         canvas.paste(picture, (int(left), int(top)))
         canvas.save(folder / "loose_crop" / protocol.names[row], quality=95)
         # pixel centres have whole coordinates, corners halves
-        protocol.points[row] = (face["points5"].numpy() + 0.5) * (side / 112) - 0.5 + (left, top)
+        protocol.points[row] = (face.points5 + 0.5) * (side / 112) - 0.5 + (left, top)
     protocol.write(folder / "meta", name)
     return list(protocol.names), features
 
 
 def write_pair_set(name: Listed, folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
-    """Twenty drawn people, two a fold, with a pair of each kind a fold for each of them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng, views, names = np.random.default_rng(seed), ("frontal", "profile"), list[str]()
-    pictures = _drawn(seed, 2 * FOLDS, 4)
-    for person, sample in np.ndindex(2 * FOLDS, 4):
+    """The people of `_twenty`, in the folders of CALFW, CPLFW or CFP."""
+    views, names = ("frontal", "profile"), list[str]()
+    for person, sample in np.ndindex(2 * FOLDS, SAMPLES):
         if name.startswith("cfp"):
             names.append(f"{person + 1:03d}/{views[sample // 2]}/{sample % 2 + 1:02d}.jpg")
         else:
             names.append(f"Person_{person:02d}_{sample + 1:04d}.jpg")
-        place = "Data/Images" if name.startswith("cfp") else "aligned images"
-        path = folder / place / names[-1]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pictures[4 * person + sample].save(path, quality=95)
-    second = 2 if name == "cfp_fp" else 1  # a profile
-    pairs = [(4 * p, 4 * p + second, True, p // 2) for p in range(2 * FOLDS)]
-    pairs += [(4 * p, 4 * (p ^ 1) + second, False, p // 2) for p in range(2 * FOLDS)]
-    a, b, same, fold = map(np.array, zip(*pairs, strict=True))
-    write_pairs(folder, name, PairList(tuple(names), Pairs(a, b, same, fold, None), {}))
-    features = np.repeat(rng.normal(size=(2 * FOLDS, D)), 4, 0)
-    features += NOISE * rng.normal(size=features.shape)
+    pairs, pictures, features = _twenty(seed, 2 if name == "cfp_fp" else 1)  # 2 is a profile
+    place = "Data/Images" if name.startswith("cfp") else "aligned images"
+    _save(folder / place, names, pictures)
+    write_pairs(folder, name, PairList(tuple(names), pairs, {}))
     around = place.rpartition("/")[2]  # as `LoosePictures` calls them
-    return [f"{around}/{x}" for x in names], features.astype(np.float32)
+    return [f"{around}/{x}" for x in names], features
+
+
+def write_lfw(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
+    """The people of `_twenty`, in the folders that LFW is given out in, with its `pairs.txt`."""
+    pairs, pictures, features = _twenty(seed)
+    names = [
+        f"Person_{person:02d}/Person_{person:02d}_{sample + 1:04d}.jpg"
+        for person, sample in np.ndindex(2 * FOLDS, SAMPLES)
+    ]
+    _save(folder, names, pictures)
+    first, second = (tuple(names[i] for i in side) for side in (pairs.first, pairs.second))
+    (folder / "pairs.txt").write_text(format_pairs(first, second, pairs.same, pairs.fold))
+    return names, features
+
+
+def write_bin_set(name: str, folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
+    """The pairs of `_twenty`, fold by fold, in one of insightface's files, `NAME.bin`."""
+    pairs, pictures, features = _twenty(seed)
+    order = np.lexsort((~pairs.same, pairs.fold))
+    rows = np.stack([pairs.first[order], pairs.second[order]], 1).ravel()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bin(folder / f"{name}.bin", [pictures[row] for row in rows], pairs.same[order].tolist())
+    return list(map(str, range(len(rows)))), features[rows]
 
 
 def write_ytf(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
     """Ten folds of two people with two videos each."""
     rng = np.random.default_rng(seed)
-    rows, names, features = [], list[str](), list[np.ndarray]()
+    rows, names = list[str](), list[str]()
     for fold in range(1, 11):
         a, b = (f"Person_{2 * fold + x:02d}" for x in range(2))
         for person in (a, b):
             rows.append(f"{fold}, {len(rows) + 1}, {person}/0, {person}/1, 1")
-            centre = rng.normal(size=D)
-            for video, frame in np.ndindex(2, 3):
-                names.append(f"{person}/{video}/{frame}.jpg")
-                features.append(centre + NOISE * rng.normal(size=D))
+            names += [f"{person}/{video}/{frame}.jpg" for video, frame in np.ndindex(2, 3)]
         for x in range(2):
             rows.append(f"{fold}, {len(rows) + 1}, {a}/{x}, {b}/{x}, 0")
+    people = np.repeat(np.arange(2 * FOLDS), 2 * 3)
+    features = rng.normal(size=(2 * FOLDS, D))[people] + NOISE * rng.normal(size=(len(people), D))
+    _save(folder / ALIGNED, names, _draw(seed, tuple(people.tolist())))
     titles = "split number, pair number, first name, second name, is same"
     (folder / "splits.txt").write_text("\n".join([titles, *rows]) + "\n")
     YtfProtocol.read(folder)
-    return names, np.array(features, dtype=np.float32)
+    return names, features.astype(np.float32)
+
+
+def _twenty(seed: int, second: int = 1) -> tuple[Pairs, list[bytes], np.ndarray]:
+    """Return twenty people, two a fold, who have `SAMPLES` pictures each and are in four pairs.
+
+    Args:
+        seed: of faces and embeddings.
+        second: which of a person's pictures is compared with the first one.
+
+    Returns:
+        Pairs, of which each person has one of each kind; pictures; embeddings.
+    """
+    rng, people = np.random.default_rng(seed), np.repeat(np.arange(2 * FOLDS), SAMPLES)
+    first = SAMPLES * np.arange(2 * FOLDS)
+    others = first.reshape(-1, 2)[:, ::-1].ravel()  # of the same fold
+    pairs = Pairs(
+        np.tile(first, 2),
+        np.concatenate([first, others]) + second,
+        np.repeat([True, False], len(first)),
+        np.tile(np.arange(2 * FOLDS) // 2, 2),
+        None,
+    )
+    features = rng.normal(size=(2 * FOLDS, D))[people] + NOISE * rng.normal(size=(len(people), D))
+    return pairs, _draw(seed, tuple(people.tolist())), features.astype(np.float32)
 
 
 @lru_cache(maxsize=1)
-def _drawn(seed: int, people: int, samples: int) -> list[Image.Image]:
-    faces = ProceduralFaces(seed, people, samples)
-    return [_picture(faces[i]) for i in range(len(faces))]
+def _draw(seed: int, people: tuple[int, ...]) -> list[bytes]:
+    """Draw one more picture of somebody for each time that their number occurs."""
+    taken, samples = dict.fromkeys(people, 0), []
+    for person in people:
+        samples.append(taken[person])
+        taken[person] += 1
+    return [_jpeg(Image.fromarray(face)) for face in render_many(seed, people, samples).image]
 
 
-def _picture(face: dict[str, Any]) -> Image.Image:
-    return Image.fromarray(face["image"].permute(1, 2, 0).numpy())
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def _save(folder: Path, names: Iterable[str], pictures: Iterable[bytes]) -> None:
+    for name, picture in zip(names, pictures, strict=False):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture)
 
 
 WRITERS: dict[str, Callable[[Path, int], tuple[list[str], np.ndarray]]] = {
+    "lfw": write_lfw,
     **{name: partial(write_pair_set, name) for name in get_args(Listed)},
+    **{name: partial(write_bin_set, name) for name in ("agedb_30", "bin")},
     "ijba": write_ijba,
     **{name: partial(write_ijb, name) for name in get_args(Name)},
     "megaface": write_megaface,

@@ -16,8 +16,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from partlocal.evaluation import auc, standings, tar_at_far
+from partlocal.evaluation import Highest, auc, score_blocks, standings
 from protocols.lists import ListFiles
+from protocols.rates import named, tar_at_fars
 from protocols.templates import pair_scores, template_subjects, template_vectors
 
 Name = Literal["ijbb", "ijbc"]
@@ -135,14 +136,17 @@ class IjbProtocol:
         ids, vectors = template_vectors(features, self.templates, self.media, weights, unit)
         first, second = np.searchsorted(ids, self.first), np.searchsorted(ids, self.second)
         scores = pair_scores(vectors, first, second)
-        modes: tuple[Literal["strict", "parity"], ...] = ("strict", "parity")
-        tar = {mode: tar_at_far(scores, self.same, np.array(FARS), mode) for mode in modes}
-        found: dict[str, Any] = {
+        return {
             "pairs": len(scores),
             "auc": auc(scores, self.same),
-            "tar_at_far": {m: dict(zip(map(str, FARS), x.tolist(), strict=True))
-                           for m, x in tar.items()},
-        }  # fmt: skip
+            "tar_at_far": tar_at_fars(scores, self.same, FARS),
+            **self._open_set(ids, vectors),
+            "insightface_ijb_1n": self._closed_set(ids, vectors),
+        }
+
+    def _open_set(self, ids: np.ndarray, vectors: np.ndarray) -> dict[str, Any]:
+        """Look for all probes in each gallery, which lacks the people of the other."""
+        modes: tuple[Literal["strict", "parity"], ...] = ("strict", "parity")
         probes = vectors[np.searchsorted(ids, self.probes.templates)]
         tpir: dict[str, list[np.ndarray]] = {mode: [] for mode in modes}
         hits, mated = np.zeros(len(RANKS)), 0
@@ -154,11 +158,33 @@ class IjbProtocol:
             has = np.count_nonzero(found_in.mated)
             ranks = np.minimum(RANKS, found_in.entries)
             mated, hits = mated + has, hits + has * found_in.of(found_in.mated).rank_k(ranks)
-        found["tpir_at_fpir"] = {
-            mode: dict(zip(map(str, FPIRS), np.mean(x, 0).tolist(), strict=True))
-            for mode, x in tpir.items()
+        return {
+            "tpir_at_fpir": {mode: named(FPIRS, np.mean(x, 0)) for mode, x in tpir.items()},
+            "rank": named(RANKS, hits / mated),
         }
-        return found | {"rank": dict(zip(map(str, RANKS), (hits / mated).tolist(), strict=True))}
+
+    def _closed_set(self, ids: np.ndarray, vectors: np.ndarray) -> dict[str, Any]:
+        """Look in both galleries together for those who are in one, as `ijb_1n.py` does.
+
+        Its threshold at a rate f is the score of impostor number f x probes, counted from the
+        highest of the impostors of all probes: far above that of an open set.
+        """
+        columns = zip(*self.galleries.values(), strict=True)
+        templates, subjects = (np.concatenate(column) for column in columns)
+        mated = np.isin(self.probes.subjects, subjects)
+        probes = vectors[np.searchsorted(ids, self.probes.templates[mated])]
+        entries, who = vectors[np.searchsorted(ids, templates)], self.probes.subjects[mated]
+        found = standings(probes, entries, subjects, who)
+        places = np.ceil(np.array(FPIRS) * len(who)).astype(int)
+        impostors = Highest(int(places.max()))
+        for rows, some, scores in score_blocks(probes, entries):
+            impostors.add(scores[who[rows, None] != subjects[None, some]])
+        thresholds = impostors.scores()[np.minimum(places, len(impostors.scores())) - 1]
+        return {
+            "probes": len(who),
+            "rank": named(RANKS, found.rank_k(np.minimum(RANKS, found.entries))),
+            "recall": named(FPIRS, (found.mate[:, None] > thresholds).mean(0)),
+        }
 
 
 class IjbLists(ListFiles):

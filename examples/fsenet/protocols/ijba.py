@@ -24,6 +24,7 @@ from jaxtyping import Int
 from partlocal.evaluation import Standings, standings, tar_above_impostors
 from partlocal.evaluation.search import Vectors
 from protocols.lists import ListFiles
+from protocols.rates import named
 from protocols.templates import pair_scores, template_subjects, template_vectors
 
 FARS = (1e-3, 1e-2, 1e-1)
@@ -206,9 +207,9 @@ def _split(
     for name, mode in modes:
         tar = tar_above_impostors(scores[same], scores[~same], np.array(FARS), mode)
         tpir = found.tpir_at_fpir(np.array(FPIRS), mode)
-        result.setdefault("tar_at_far", {})[name] = _named(FARS, tar)
-        result.setdefault("tpir_at_fpir", {})[name] = _named(FPIRS, tpir)
-    return result | {"rank": _named(RANKS, _ranks(found))}
+        result.setdefault("tar_at_far", {})[name] = named(FARS, tar)
+        result.setdefault("tpir_at_fpir", {})[name] = named(FPIRS, tpir)
+    return result | {"rank": named(RANKS, _ranks(found))}
 
 
 def _with_empty(probes: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -225,10 +226,6 @@ def _with_empty(probes: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np
 def _ranks(found: Standings) -> np.ndarray:
     ranks = np.minimum(RANKS, found.entries)
     return np.asarray(found.of(found.mated).rank_k(ranks))
-
-
-def _named(keys: tuple[float, ...], values: Any) -> dict[str, float]:
-    return dict(zip(map(str, keys), np.asarray(values).tolist(), strict=True))
 
 
 def _combine(found: list[Any], combine: Any) -> Any:

@@ -1,10 +1,11 @@
 """What LFW's lists say, and what the names of its pictures say where a list is not there."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 from data.archives import Source
-from data.images import IMAGE_SUFFIXES, is_image
+from data.images import is_image, without_suffix
 
 _NUMBER = re.compile("[0-9]{4}")
 
@@ -46,6 +47,28 @@ def parse_pairs(
         same.append(genuine)
         fold.append(index // (2 * each))
     return tuple(first), tuple(second), same, fold
+
+
+def format_pairs(
+    first: Sequence[str], second: Sequence[str], same: Iterable[bool], fold: Iterable[int]
+) -> str:
+    """Return the text of a `pairs.txt`: fold by fold, genuine pairs before the others.
+
+    Args:
+        first: picture of each pair, as `Name/Name_0001.jpg`.
+        second: the other picture.
+        same: whether both show one person.
+        fold: of each pair; every fold has as many pairs of each kind.
+    """
+    rows = sorted(
+        zip(fold, (not x for x in same), first, second, strict=True), key=itemgetter(0, 1)
+    )
+    folds = len({row[0] for row in rows})
+    lines = [f"{folds}\t{len(rows) // folds // 2}"]
+    for _, others, *pictures in rows:
+        (a, i), (b, j) = ((owner_of(x), int(stem_of(x).rpartition("_")[2])) for x in pictures)
+        lines.append(f"{a}\t{i}\t{b}\t{j}" if others else f"{a}\t{i}\t{j}")
+    return "\n".join(lines) + "\n"
 
 
 def parse_identities(lines: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
@@ -100,6 +123,4 @@ def owner_of(path: str) -> str:
 
 def stem_of(name: str) -> str:
     """Return `Name_0001`, whatever folders and suffix it is called with."""
-    key = name.rsplit("/", maxsplit=1)[-1]
-    stem, dot, suffix = key.rpartition(".")  # some people have a dot in their name
-    return stem if (dot + suffix).lower() in IMAGE_SUFFIXES else key
+    return without_suffix(name.rpartition("/")[2])

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from partlocal.evaluation import ten_fold_accuracy
-
 
 @dataclass(frozen=True)
 class Pairs:
@@ -33,12 +31,6 @@ def cut_in_folds(count: int, folds: int = 10) -> np.ndarray:
     array([0, 0, 0, 1, 1, 2, 2])
     """
     return np.repeat(np.arange(folds), [len(x) for x in np.array_split(np.arange(count), folds)])
-
-
-def as_insightface(scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> dict[str, float]:
-    """Return accuracy and deviation of cosines as its `verification.py` counts: by distances."""
-    folds = ten_fold_accuracy(np.minimum(2 * scores - 2, 0), same, fold, "parity")
-    return {"accuracy": folds.mean, "std": folds.population_std}
 
 
 def draw_pairs(identities: np.ndarray, pairs_per_fold: int, seed: int, folds: int = 10) -> Pairs:

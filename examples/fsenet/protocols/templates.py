@@ -45,12 +45,7 @@ def template_vectors(
     ids, rows = np.unique(templates, return_inverse=True)
     totals = np.zeros((len(ids), features.shape[1]), dtype=np.float32)
     for some in _media(order, templates, media):
-        block = features[some].astype(np.float32)
-        if not np.isfinite(block).all():
-            bad = int(some[np.argmin(np.isfinite(block).all(1))])
-            raise ValueError(f"features must be finite; row {bad} is not")
-        if unit:
-            block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12)
+        block = unit_vectors(features, some) if unit else _finite(features, some)
         if weights is not None:
             block *= weights[some, None]
         begins = _begins(templates[some], media[some])
@@ -61,6 +56,18 @@ def template_vectors(
     if not lengths.all():
         raise ValueError(f"template {ids[int(np.argmin(lengths))]} has a vector of zero")
     return ids, totals / lengths
+
+
+def unit_vectors(
+    features: Shaped[np.ndarray, "n d"], rows: Int[np.ndarray, " r"]
+) -> Float[np.ndarray, "r d"]:
+    """Return some rows, brought to length 1.
+
+    Raises:
+        ValueError: one is not finite.
+    """
+    vectors = _finite(features, rows)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def pair_scores(
@@ -93,6 +100,14 @@ def template_subjects(
     if (other := subjects != subjects[where][index]).any():
         raise ValueError(f"two subjects in template {ids[index[np.argmax(other)]]}")
     return ids, subjects[where]
+
+
+def _finite(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(features[rows], dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        bad = int(rows[np.argmin(np.isfinite(vectors).all(1))])
+        raise ValueError(f"features must be finite; row {bad} is not")
+    return vectors
 
 
 def _begins(templates: np.ndarray, media: np.ndarray) -> np.ndarray:

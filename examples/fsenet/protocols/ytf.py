@@ -1,9 +1,9 @@
 """YouTube Faces: 5,000 pairs of videos in ten folds.
 
-A video is the mean of its frames' unit vectors, brought to length 1 again. The list is
-`splits.txt`: a line of titles, then `split, pair, Name/video, Name/video, same` with commas, and
-possibly more between; the last field says whether both show one person. Corrected lists are
-about: the hash says which one was read.
+A video is the mean of its frames' unit vectors, brought to length 1 again; or two videos are
+compared by all pairs of their frames (`FramePairs`). The list is `splits.txt`: a line of titles,
+then `split, pair, Name/video, Name/video, same` with commas, and possibly more between; the last
+field says whether both show one person. Corrected lists are about: the hash says which was read.
 
 Source: Wolf, Hassner, Maoz, CVPR 2011.
 """
@@ -12,15 +12,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from data.archives import Source
 from jaxtyping import Bool, Float, Int
 
-from partlocal.evaluation import auc, tar_at_far, ten_fold_accuracy
-from protocols.pairs import as_insightface
-from protocols.templates import pair_scores, template_vectors
+from partlocal.evaluation.search import Vectors
+from protocols.rates import as_insightface, fold_rates
+from protocols.templates import pair_scores, template_vectors, unit_vectors
+
+FramePairs = Literal["none", "min", "mean", "max"]  # of their squared distances
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,35 +82,65 @@ class YtfProtocol:
         fold = np.unique(split, return_inverse=True)[1]
         return cls(first, second, np.array(same), fold, hashlib.sha256(data).hexdigest())
 
+    @property
+    def videos(self) -> frozenset[str]:
+        """All videos of the pairs."""
+        return frozenset(self.first + self.second)
+
     def evaluate(
-        self, names: Sequence[str], features: Float[np.ndarray, "n d"]
-    ) -> dict[str, float | dict[str, float]]:
+        self, names: Sequence[str], features: Vectors, frame_pairs: FramePairs = "none"
+    ) -> dict[str, Any]:
         """Return the accuracy over the folds, and other rates.
 
         Args:
             names: of the frames, `Name/video/frame.jpg`.
             features: one row a frame.
+            frame_pairs: two videos are as far apart as the nearest pair of their frames (`min`),
+                the farthest, or the mean of all; `none` compares the videos' mean vectors.
 
         Raises:
-            ValueError: videos of the pairs have no frames (all are counted), or see
+            ValueError: videos of the pairs have no frames (all are named), or see
                 `template_vectors`.
         """
-        videos, video = np.unique([name.rpartition("/")[0] for name in names], return_inverse=True)
+        videos, video = np.unique([video_of(name) for name in names], return_inverse=True)
         row = {name: number for number, name in enumerate(videos.tolist())}
-        if missing := sorted({*self.first, *self.second} - set(row)):
+        if missing := sorted(self.videos - set(row)):
             raise ValueError(
-                f"{len(missing)} of the list's videos have no frame, first {missing[:5]}: frames "
-                "are named Name/video/frame"
+                f"{len(missing)} of the list's {len(self.videos)} videos have no frame, which is "
+                f"named Name/video/frame: {', '.join(missing)}"
             )
-        _, vectors = template_vectors(features, video, np.zeros(len(video), int), unit=True)
         a, b = (np.array([row[name] for name in side]) for side in (self.first, self.second))
-        scores = pair_scores(vectors, a, b)
-        folds = ten_fold_accuracy(scores, self.same, self.fold)
-        found: dict[str, Any] = {
-            "accuracy": folds.mean,
-            "standard_error_over_folds": folds.standard_error,
-            "insightface": as_insightface(scores, self.same, self.fold),
-            "auc": auc(scores, self.same),
-            "tar_at_far_0.001": float(tar_at_far(scores, self.same, 0.001)),
-        }
-        return found
+        if frame_pairs == "none":
+            _, vectors = template_vectors(features, video, np.zeros(len(video), int), unit=True)
+            scores = pair_scores(vectors, a, b)
+        else:
+            scores = _frame_scores(features, video, a, b, frame_pairs)
+        found, _ = fold_rates(scores, self.same, self.fold)
+        return found | {"insightface": as_insightface(scores, self.same, self.fold)}
+
+
+def video_of(name: str) -> str:
+    """Return the video that a frame belongs to.
+
+    >>> video_of("Abel_Pacheco/0/17.jpg")
+    'Abel_Pacheco/0'
+    """
+    return name.rpartition("/")[0]
+
+
+def _frame_scores(
+    features: Vectors,
+    video: Int[np.ndarray, " n"],
+    first: Int[np.ndarray, " p"],
+    second: Int[np.ndarray, " p"],
+    how: FramePairs,
+) -> Float[np.ndarray, " p"]:
+    """Return cosines of two frames: a squared distance of unit vectors is 2 - 2 cosine."""
+    order = np.argsort(video, kind="stable")
+    frames = np.split(order, np.flatnonzero(np.diff(video[order])) + 1)
+    reduce = {"min": np.max, "mean": np.mean, "max": np.min}[how]
+    scores = np.empty(len(first), np.float32)
+    for pair, sides in enumerate(zip(first, second, strict=True)):
+        a, b = (unit_vectors(features, frames[side]) for side in sides)
+        scores[pair] = reduce(a @ b.T)
+    return scores
