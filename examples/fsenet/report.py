@@ -11,10 +11,10 @@ import sys
 from html import escape
 from pathlib import Path
 
-import report_sections as sections
-from report_faces import compared_pairs, parsed_faces
-from report_inputs import Run, read_run
-from report_training import details, training
+from reporting import sections
+from reporting.faces import compared_pairs, parsed_faces
+from reporting.inputs import Run, read_run
+from reporting.training import details, training
 
 
 def write_report(folder: Path) -> Path:
@@ -65,7 +65,7 @@ def build_page(run: Run) -> str:
         f"{content}</section>"
         for key, title, content in chapters
     )
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    style = (Path(__file__).parent / "reporting/report.css").read_text(encoding="utf-8")
     title = f"FSENet on {_faces_of(run)}"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -371,6 +371,7 @@ def small():
     """Drawn worlds of twenty people and trainings of two steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ablation.study.PROFILES, "default", SMALL)
+        patch.setitem(ablation.study.STEPS, "procedural", SMALL.steps)
         yield
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from data.procedural import render_many
 from report import main, write_report
-from report_figures import Series, chart, heat_overlay, label_overlay, roc
-from report_inputs import read_run
-from report_words import compare, maps_verdict, paired_sentence, what_they_are
+from reporting.figures import Series, chart, heat_overlay, label_overlay, roc
+from reporting.inputs import read_run
+from reporting.words import compare, maps_verdict, paired_sentence, what_they_are
 
 from partlocal import HELEN
 from partlocal.labels import FSENET_PARTS

@@ -27,6 +27,7 @@ from ablation.world import World, drawn_world, lfw_world
 from partlocal import ParsingNet
 
 Data = Literal["procedural", "lfw"]
+STEPS = {"procedural": 500, "lfw": 1300}  # two thirds of a run's, or less: there are many trials
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Study:
             and tests the pairs of the other two, so that five seeds test all ten.
         faces: LFW as a folder or zip with its lists.
         seeds: trials of each arm; `quick` runs one.
-        steps: updates of each network; None takes the profile's.
+        steps: updates of each network; None takes `STEPS`, or 100 for `quick`.
         quick: few people and few steps: shows that it runs, and is no evidence.
         output: where trials are kept.
     """
@@ -75,8 +76,8 @@ class Study:
         options = PROFILES["default" if self.data == "procedural" else "lfw"]
         options = replace(options, parser="pretrained")
         if self.quick:
-            options = replace(options, identities=60, samples=12, test_identities=60, steps=100)
-        return options if self.steps is None else replace(options, steps=self.steps)
+            options = replace(options, identities=60, samples=12, test_identities=60)
+        return replace(options, steps=self.steps or (100 if self.quick else STEPS[self.data]))
 
     @cached_property
     def place(self) -> Workplace:

@@ -5,9 +5,10 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from report_figures import Series, chart, legend, roc
-from report_inputs import Run, number
-from report_words import (
+
+from reporting.figures import Series, chart, legend, roc
+from reporting.inputs import Run, number
+from reporting.words import (
     CONTROL,
     NOTHING,
     REAL,

@@ -5,10 +5,11 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from report_figures import Series, bin_means, chart, legend
-from report_inputs import Run, number
-from report_sections import named, table
-from report_words import percent
+
+from reporting.figures import Series, bin_means, chart, legend
+from reporting.inputs import Run, number
+from reporting.sections import named, table
+from reporting.words import percent
 
 
 def training(run: Run) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from report_inputs import number
+from reporting.inputs import number
 
 ALPHA = 0.05
 REAL = "joint: both"

@@ -3,12 +3,12 @@
 from html import escape
 
 import numpy as np
-from report_figures import heat_overlay, label_overlay, part_colour, png_uri
-from report_inputs import Run, number
-from report_sections import bar, bars, table
-from report_words import plain
 
 from partlocal import HELEN
+from reporting.figures import heat_overlay, label_overlay, part_colour, png_uri
+from reporting.inputs import Run, number
+from reporting.sections import bar, bars, table
+from reporting.words import plain
 
 
 def parsed_faces(run: Run, people: int = 4, heated: int = 2) -> str:
