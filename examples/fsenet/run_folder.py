@@ -1,11 +1,12 @@
 """The folder that a run leaves, and the processes that fill it."""
 
+import errno
 import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,9 +23,15 @@ from telemetry import EVENTS, HISTORY
 from torch import distributed
 from workplace import Workplace, this_process
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 RUNS = Path("runs")
 CONFIG = "options.json"
 STARTS = "starts.jsonl"
+LOCK = ".lock"
 WHERE = ("output", "resume")  # options that say where a run is, and nothing about its result
 # on resuming: no weight depends on these, but by rounding and through BatchNorm's statistics
 MAY_CHANGE = (
@@ -73,25 +80,27 @@ def one_line_errors() -> Iterator[None]:
 def workplace(options: RunOptions, name: str) -> Iterator[Workplace]:
     """Open the workplace of a run, and leave nothing behind if the run fails at once."""
     place = None
-    try:
-        keep_freed_memory()
-        place = open_workplace(options, name)
-        yield place
-    except BaseException:
-        if place is not None:
-            discard_unused(place)
-        raise
-    finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+    with ExitStack() as stack:
+        try:
+            keep_freed_memory()
+            place = open_workplace(options, name, stack)
+            yield place
+        except BaseException:
+            if place is not None:
+                discard_unused(place)
+            raise
+        finally:
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
 
 
-def open_workplace(options: RunOptions, name: str) -> Workplace:
+def open_workplace(options: RunOptions, name: str, stack: ExitStack) -> Workplace:
     """Join the other processes of `torchrun`, choose the device, open the folder.
 
     Args:
         options: a dataclass, written to the folder, to which a later `--resume` is held.
         name: of the runs of this kind: `runs/<name>-<number>`.
+        stack: which the folder is given back by.
     """
     place = this_process(options.precision)
     on_gpu = place.device.type == "cuda"
@@ -104,6 +113,7 @@ def open_workplace(options: RunOptions, name: str) -> Workplace:
     folder: list[Path | None] = [None]
     if place.rank == 0:
         folder = [open_folder(options.output, name, config, options.resume)]
+        stack.enter_context(hold(folder[0]))
         note_start(folder[0] / STARTS, config, place.device, options.resume)
     if place.world > 1:
         distributed.broadcast_object_list(folder)
@@ -150,6 +160,28 @@ def open_folder(output: Path | None, name: str, config: Mapping[str, Any], resum
     return folder
 
 
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder until this process ends, however it does.
+
+    Processes of a run whose `torchrun` was killed may go on for a while: a resumed run must not
+    write beside them.
+
+    Raises:
+        BlockingIOError: another process holds the folder.
+    """
+    with (folder / LOCK).open("a") as file:
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked processes do not get it
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # else a file system without locks
+                raise BlockingIOError(
+                    f"{folder} is written by another process: end it, or wait until it has ended"
+                ) from None
+        yield
+
+
 def note_start(path: Path, config: Mapping[str, Any], device: torch.device, resumed: bool) -> None:
     """Add a line that says what began a run, or went on with it, and names nobody's folders."""
     gpu = device.type == "cuda"
@@ -171,7 +203,7 @@ def discard_unused(place: Workplace) -> None:
     """Forget a run that failed before it left a checkpoint to resume from."""
     if place.rank > 0 or any(place.folder.glob("*.pt")):
         return
-    for name in (CONFIG, STARTS, HISTORY, "maps-*.npz"):
+    for name in (CONFIG, STARTS, HISTORY, LOCK, "maps-*.npz"):
         for path in place.folder.glob(name):
             path.unlink()
     shutil.rmtree(place.folder / EVENTS, ignore_errors=True)

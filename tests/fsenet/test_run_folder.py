@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from data.augment import Augmentation
 from maps import cached_maps
 from options import DEFAULT, PROFILES, parse_options
 from results import print_results, speed, write_results
-from run_folder import discard_unused, open_workplace, plain, workplace
+from run_folder import discard_unused, hold, plain, workplace
 from telemetry import Fitted
 from workplace import Workplace
 
@@ -30,6 +31,12 @@ def elsewhere(tmp_path, monkeypatch):
 
 def having(**changed):
     return dataclasses.replace(DEFAULT, **changed)
+
+
+def opened(options, name):
+    """A workplace whose folder nobody holds."""
+    with ExitStack() as stack:
+        return run_folder.open_workplace(options, name, stack)
 
 
 def open_folder(options):
@@ -111,7 +118,7 @@ def test_unwritable(tmp_path):
 
 def test_discard_unused(tmp_path):
     """A run that left nothing but its options is forgotten; one that left more is not."""
-    place = open_workplace(having(output=tmp_path / "run", precision="fp32"), "default")
+    place = opened(having(output=tmp_path / "run", precision="fp32"), "default")
     assert (place.precision, place.rank, place.world) == ("fp32", 0, 1)
     (tmp_path / "run" / "joint.pt").write_bytes(b"")
     discard_unused(place)
@@ -125,9 +132,9 @@ def test_discard_unused(tmp_path):
     # what was there before stays
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")
-    discard_unused(open_workplace(having(output=tmp_path / "mine"), "default"))
+    discard_unused(opened(having(output=tmp_path / "mine"), "default"))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
-    place = open_workplace(having(output=tmp_path / "mine"), "default")
+    place = opened(having(output=tmp_path / "mine"), "default")
     (tmp_path / "mine" / "maps-0.npz").write_bytes(b"")
     discard_unused(place)  # maps alone are no run to go on with
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
@@ -137,7 +144,33 @@ def test_discard_unused(tmp_path):
     (tmp_path / "lost" / "joint.pt").write_bytes(b"")
     message = r"joint.pt was left by a run whose options.json is gone: delete it, or pass another"
     with pytest.raises(FileExistsError, match=message):
-        open_workplace(having(output=tmp_path / "lost"), "default")
+        opened(having(output=tmp_path / "lost"), "default")
+
+
+def test_one_run_at_a_time(tmp_path):
+    """Another process that lives keeps the folder; one that was killed does not."""
+    holder = (
+        "import sys, time; from pathlib import Path; from run_folder import hold\n"
+        "with hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    with workplace(having(output=tmp_path / "run"), "default") as place:
+        (place.folder / "last.pt").touch()
+    other = subprocess.Popen(
+        [sys.executable, "-c", holder, place.folder], stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(run_folder.__file__).parent)},
+    )  # fmt: skip
+    with other:
+        assert other.stdout.readline() == b"held\n"
+        starts = (place.folder / "starts.jsonl").read_text()
+        again = having(output=place.folder, resume=True)
+        with pytest.raises(BlockingIOError, match=r"run is written by another process: end it, or"):
+            opened(again, "default")
+        assert (place.folder / "starts.jsonl").read_text() == starts
+        other.kill()
+        other.wait()
+        opened(again, "default")
+        with hold(place.folder):  # the process that has it itself
+            opened(again, "default")
 
 
 def test_a_run_says_how_it_began(tmp_path, monkeypatch):
@@ -145,10 +178,10 @@ def test_a_run_says_how_it_began(tmp_path, monkeypatch):
     faces = tmp_path / "somebody" / "lfw.zip"
     options = having(output=tmp_path / "run", faces=faces, seed=3, precision="fp32")
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py"), f"--faces={faces}", "--seed=3"])
-    open_workplace(options, "default")
+    opened(options, "default")
     monkeypatch.setattr(sys, "argv", ["train.py", "--resume", "--output", str(tmp_path / "run")])
     moved = dataclasses.replace(options, faces=Path("elsewhere/lfw.zip"), resume=True)
-    open_workplace(moved, "default")
+    opened(moved, "default")
     rows = [json.loads(line) for line in (tmp_path / "run/starts.jsonl").open()]
     assert [row["command"] for row in rows] == [
         "train.py --faces=lfw.zip --seed=3",
@@ -163,7 +196,7 @@ def test_a_run_says_how_it_began(tmp_path, monkeypatch):
         assert "somebody" not in path.read_text()
         assert str(tmp_path) not in path.read_text()
     with pytest.raises(ValueError, match=r"started with faces lfw.zip \(now other.zip\)"):
-        open_workplace(dataclasses.replace(moved, faces=Path("other.zip")), "default")
+        opened(dataclasses.replace(moved, faces=Path("other.zip")), "default")
 
 
 @pytest.mark.parametrize("error", [ValueError, ZeroDivisionError, RuntimeError, KeyboardInterrupt])
@@ -191,18 +224,18 @@ def test_the_precision_is_held_to(tmp_path, monkeypatch):
     """`auto` is written down as what it was: another machine must not go on in another."""
     options = having(output=tmp_path / "run")
     monkeypatch.setattr("machine.computes_in_bf16", lambda _: False)
-    assert open_workplace(options, "default").precision == "fp32"
+    assert opened(options, "default").precision == "fp32"
     written = json.loads((tmp_path / "run" / "options.json").read_text())
     assert (written["precision"], written["processes"]) == ("fp32", 1)
     again = dataclasses.replace(options, resume=True)
-    assert open_workplace(again, "default").precision == "fp32"
+    assert opened(again, "default").precision == "fp32"
     monkeypatch.setattr("machine.computes_in_bf16", lambda _: True)
     with pytest.raises(ValueError, match=r"started with precision fp32 \(now bf16\): resume it"):
-        open_workplace(again, "default")
-    open_workplace(dataclasses.replace(again, precision="fp32"), "default")
+        opened(again, "default")
+    opened(dataclasses.replace(again, precision="fp32"), "default")
     (tmp_path / "run" / "options.json").write_text(json.dumps({**written, "processes": 2}))
     # the number of processes may change
-    open_workplace(dataclasses.replace(again, precision="fp32", accumulate=2), "default")
+    opened(dataclasses.replace(again, precision="fp32", accumulate=2), "default")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told")
