@@ -14,10 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from data.images import without_suffix
 from feature_folder import lost_rows
 from jaxtyping import Int
+from protocols.lists import listing
 from stored import Names, Rows, Stored
 from torch import Tensor
+
+ABSENT, LOST = -2, -1
 
 _DAMAGED = (  # what zipfile and NumPy raise, where bytes are not what they should be
     KeyError, TypeError, ValueError, EOFError, OSError, RuntimeError, MemoryError, SyntaxError,
@@ -29,29 +33,76 @@ class Embeddings(NamedTuple):
     """Names of n pictures and a row for each.
 
     Args:
+        path: where they lie.
         names: of the pictures, all different.
         vectors: n rows.
         lost: rows of pictures that could not be read, and therefore have no embedding.
     """
 
+    path: Path
     names: Sequence[str]
     vectors: np.ndarray | Stored
     lost: frozenset[int] = frozenset()
 
     def find(self, wanted: Iterable[str]) -> Int[np.ndarray, " w"]:
-        """Return the row of each name, and -1 where there is none.
+        """Return the row of each name, by itself or by a name with another suffix.
+
+        Where there is none it is `ABSENT`, or `LOST` if the picture could not be read.
 
         Raises:
             ValueError: two rows have a name that is looked for.
         """
         wanted = list(wanted)
-        rows = dict.fromkeys(wanted, -1)
+        rows: dict[str, list[int]] = {name: [] for name in wanted}
+        rows |= {without_suffix(name): [] for name in wanted}
         for row, name in enumerate(self.names):
-            if name in rows and row not in self.lost:
-                if rows[name] >= 0:
-                    raise ValueError(f"there are two embeddings of {name}")
-                rows[name] = row
-        return np.array([rows[name] for name in wanted], dtype=np.int64)
+            for key in {name, without_suffix(name)}:
+                if key in rows:
+                    rows[key].append(row)
+        return np.array([self._one(name, rows) for name in wanted], dtype=np.int64)
+
+    def _one(self, name: str, rows: dict[str, list[int]]) -> int:
+        fit = rows[name] or rows[without_suffix(name)]
+        there = [row for row in fit if row not in self.lost]
+        if len(there) > 1:
+            raise ValueError(f"{self.path} holds {len(there)} embeddings of {name}")
+        return there[0] if there else LOST if fit else ABSENT
+
+    def rows(self, index: Int[np.ndarray, " r"]) -> "NamedRows":
+        """Return some rows, which are checked when they are read."""
+        return NamedRows(self, index)
+
+
+class NamedRows:
+    """Some embeddings, read when they are asked for.
+
+    Args:
+        embeddings: all.
+        index: of some, in an order of their own.
+    """
+
+    def __init__(self, embeddings: Embeddings, index: Int[np.ndarray, " r"]) -> None:
+        self._all, self._rows = embeddings, Rows(embeddings.vectors, index)
+        self.shape = self._rows.shape
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: slice | Int[np.ndarray, " r"]) -> np.ndarray:
+        """Return some of them.
+
+        Raises:
+            ValueError: one is not finite, or has no direction; the message names its picture.
+        """
+        block = self._rows[rows]
+        largest = np.abs(block).max(1, initial=0)  # NaN if one number is
+        fine = np.isfinite(largest) & (largest > 1e-12)
+        if not fine.all():
+            worst = int(np.argmin(fine))
+            name = self._all.names[int(self._rows.index[rows][worst])]
+            what = "zero, and has no cosine" if np.isfinite(largest[worst]) else "not finite"
+            raise ValueError(f"{self._all.path}: the embedding of {name} is {what}")
+        return block
 
 
 def load_embeddings(path: Path) -> Embeddings:
@@ -71,41 +122,31 @@ def load_embeddings(path: Path) -> Embeddings:
     return _from_npy(path) if path.suffix == ".npy" else _from_npz(path)
 
 
-def embedding_rows(path: Path, names: Sequence[str]) -> Rows:
+def embedding_rows(path: Path, names: Sequence[str]) -> NamedRows:
     """Return the embeddings of the named pictures, in their order and of their length.
 
     Those of an `.npy` are read from it when they are asked for.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_embeddings`; or a picture has none.
+        FileNotFoundError, ValueError: see `load_embeddings`; or pictures have none.
     """
     found = load_embeddings(path)
     index = found.find(names)
-    if missing := [name for name, row in zip(names, index, strict=True) if row < 0]:
-        raise ValueError(
-            f"{path}: {len(missing)} pictures of the protocol have no embedding, first "
-            f"{', '.join(missing[:5])}"
-        )
-    return Rows(found.vectors, index)
+    for sign, what in ((ABSENT, "have no embedding"), (LOST, "could not be read when described")):
+        if missing := [name for name, row in zip(names, index, strict=True) if row == sign]:
+            raise ValueError(
+                f"{path}: {len(missing)} pictures of the protocol {what}: {listing(missing)}"
+            )
+    return found.rows(index)
 
 
 def read_embeddings(path: Path, names: tuple[str, ...]) -> Tensor:
     """Return the embeddings of the named pictures in memory, in their order and of their length.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: see `load_embeddings`; or a picture has none, or one without a direction.
+        FileNotFoundError, ValueError: see `embedding_rows`; or one has no direction.
     """
-    vectors = torch.from_numpy(embedding_rows(path, names)[:]).float()
-    if not torch.isfinite(vectors).all():
-        raise ValueError(f"{path} holds embeddings that are not finite")
-    short = vectors.norm(dim=1) < 1e-12  # which `normalize` leaves shorter than 1
-    if short.any():
-        raise ValueError(
-            f"{path} holds {int(short.sum())} embeddings of zero, first that of "
-            f"{names[int(short.int().argmax())]}: they have no cosine"
-        )
-    return vectors
+    return torch.from_numpy(embedding_rows(path, names)[:]).float()
 
 
 def _from_npy(path: Path) -> Embeddings:
@@ -120,7 +161,7 @@ def _from_npy(path: Path) -> Embeddings:
             f"{path} must hold one embedding a picture, [n, d] with n = {len(names)} names in "
             f"{beside.name}; got {list(vectors.shape)}"
         )
-    return Embeddings(names, vectors)
+    return Embeddings(path, names, vectors)
 
 
 def _from_npz(path: Path) -> Embeddings:
@@ -144,4 +185,4 @@ def _from_npz(path: Path) -> Embeddings:
             f"{path} must hold one embedding a picture, [n, d] with n = {len(names)} names; got "
             f"{list(embeddings.shape)}"
         )
-    return Embeddings(names, embeddings)
+    return Embeddings(path, names, embeddings)

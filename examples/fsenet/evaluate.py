@@ -26,16 +26,25 @@ import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
 import tyro
 from arms import measure
 from data.faces import TEST_FROM, TestSet, draw_faces, drawn_test_set
-from data.pair_sets import SOURCES, published_test_set
+from data.pair_sets import SOURCES, in_two_parts, published_test_set
 from describe import TestTime, describe
 from embeddings import read_embeddings
 from extract import Extraction, extract
-from feature_protocols import FeatureProtocol, Ijb, Ijba, Megaface, MegafaceOptions, Ytf
+from feature_protocols import (
+    FeatureProtocol,
+    Ijb,
+    Ijba,
+    Megaface,
+    MegafaceOptions,
+    Ytf,
+    read_megaface,
+)
 from limits import check_numbers
 from machine import to_json, versions, write_json
 from model import load_network
-from protocols.ijba import Pooling
-from protocols.ytf import FramePairs
+from protocols.ijb import IjbProtocol
+from protocols.ijba import IjbaProtocol, Pooling
+from protocols.ytf import FramePairs, YtfProtocol
 from run_folder import one_line_errors
 from torch.nn import functional as F
 from workplace import this_process
@@ -56,12 +65,13 @@ OPTIONS = {  # that other protocols would not heed
     "megaface": ("megaface",),
     "features": tuple(LISTS),
     "workers": tuple(LISTS),
+    "damaged": tuple(LISTS),
     "all_folds": ("lfw",),
     "seed": ("procedural", "megaface"),
     "identities": ("procedural",),
     "samples": ("procedural",),
 }
-OF_NETWORKS = ("features", "workers", "test_time", "precision")
+OF_NETWORKS = ("features", "workers", "damaged", "test_time", "precision")
 TEST_TIME = {
     "concatenation": "original and mirrored concatenated, then L2",
     "sum": "original and mirrored added, then L2",
@@ -82,7 +92,8 @@ class Arguments:
         protocol: `procedural` draws its pictures; `lfw` to `bin` read pairs of them from `--faces`;
             `ijba` to `megaface` compare sets of them, or of their embeddings, by lists from there.
         faces: the set as a folder, zip or tar with its lists, or one of insightface's `.bin` files.
-        unit_features: bring IJB's embeddings to length 1 first (insightface's N0).
+        unit_features: bring IJB's embeddings to length 1 first (insightface's N0), which those of
+            a network have.
         detector_scores: weigh those of IJB-B and IJB-C with the scores of the detector (D1).
         pooling: a template of IJB-A is the mean of its `faces`, or of the means of its `media`.
         frame_pairs: videos of YouTube Faces are as far apart as the nearest pair of their frames
@@ -91,6 +102,8 @@ class Arguments:
         features: for `ijba` to `megaface` from a network: where to keep the embeddings, from which
             a run that was stopped goes on; else they are thrown away at the end.
         workers: processes that decode the pictures of these.
+        damaged: pictures of these that may be damaged; they are left out and counted, but for
+            MegaFace, where each counts.
         all_folds: LFW's ten folds instead of the two that `train.py` leaves untrained.
         output: write the JSON there instead of printing it.
         seed: of the drawn people, and of MegaFace's cleaning as insightface has it.
@@ -110,6 +123,7 @@ class Arguments:
     megaface: MegafaceOptions = field(default_factory=MegafaceOptions)
     features: Path | None = None
     workers: int = 0
+    damaged: int = 0
     all_folds: bool = False
     output: Path | None = None
     seed: int = 0
@@ -174,10 +188,11 @@ def evaluate_features(arguments: Arguments) -> dict[str, Any]:
         raise ValueError(
             f"--protocol {name} needs --faces: the folder or archive that holds {LISTS[name]}"
         )
+    describes = not holds_embeddings(features)
+    protocol = open_protocol(arguments, path, arguments.unit_features or describes)
     made, arm = dict[str, Any](), "embeddings"
-    protocol = open_protocol(arguments, path)
     with TemporaryDirectory() as scratch:
-        if not holds_embeddings(features):
+        if describes:
             if not protocol.holds_pictures():
                 folders = " and ".join(f"{folder}/" for folder in protocol.folders.values())
                 raise ValueError(
@@ -197,18 +212,24 @@ def evaluate_features(arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def open_protocol(arguments: Arguments, path: Path) -> FeatureProtocol:
-    """Return the protocol that compares sets of pictures, with the options that are its own."""
-    unit = arguments.unit_features
+def open_protocol(arguments: Arguments, path: Path, unit: bool) -> FeatureProtocol:
+    """Read the lists of a protocol that compares sets of pictures.
+
+    Args:
+        arguments: with the protocol's own options.
+        path: of the lists.
+        unit: whether descriptors get length 1; those of a network have it.
+    """
     match arguments.protocol:
         case "ytf":
-            return Ytf(path, arguments.frame_pairs)
+            return Ytf(path, YtfProtocol.read(path), arguments.frame_pairs)
         case "ijba":
-            return Ijba(path, unit, arguments.pooling)
+            return Ijba(path, IjbaProtocol.read(path), unit, arguments.pooling)
         case "megaface":
-            return Megaface(path, arguments.megaface, arguments.seed)
+            lists = read_megaface(path, arguments.megaface)
+            return Megaface(path, lists, arguments.megaface, arguments.seed)
         case "ijbb" | "ijbc" as name:
-            return Ijb(path, name, unit, arguments.detector_scores)
+            return Ijb(path, IjbProtocol.read(path, name), name, unit, arguments.detector_scores)
         case other:
             raise ValueError(f"{other} compares single pictures")
 
@@ -222,6 +243,7 @@ def describe_pictures(
         dtype="fp32",
         precision=arguments.precision,
         workers=arguments.workers,
+        damaged=arguments.damaged,
     )
     described = protocol.pictures()
     features.mkdir(exist_ok=True)
@@ -252,8 +274,11 @@ def check_paths(arguments: Arguments) -> None:
         )
     if output is not None and output.is_dir():
         raise IsADirectoryError(f"--output: {output} is a folder: name a file in it")
-    if output is not None and not output.parent.is_dir():
-        raise FileNotFoundError(f"--output: {output.parent} is no folder: make it first")
+    for option, path in (("output", output), ("features", arguments.features)):
+        if path is not None and not path.parent.is_dir():
+            raise FileNotFoundError(f"--{option}: {path.parent} is no folder: make it first")
+    if arguments.features is not None and arguments.features.is_file():
+        raise FileExistsError(f"--features: {arguments.features} is a file: name a folder")
 
 
 def check_options(arguments: Arguments) -> None:
@@ -274,6 +299,10 @@ def check_options(arguments: Arguments) -> None:
             raise ValueError(
                 f"{flag} is for networks: leave it out, the embeddings are there already"
             )
+        if option == "unit_features" and not ready:
+            raise ValueError(f"{flag}: leave it out, a network's descriptors have length 1")
+        if option == "seed" and name == "megaface" and arguments.megaface.cleaning != "insightface":
+            raise ValueError(f"{flag} is for --megaface.cleaning insightface: leave it out")
 
 
 def changed(options: Any) -> list[str]:
@@ -306,8 +335,10 @@ def load_test_set(arguments: Arguments) -> TestSet:
     name, path = arguments.protocol, arguments.faces
     if path is None:
         raise ValueError(f"--protocol {name} needs --faces: {SOURCES[name]}")
-    if arguments.all_folds and path.suffix == ".bin":
-        raise ValueError("--all-folds is for LFW with its lists: other sets always have ten folds")
+    if arguments.all_folds and not in_two_parts(path):
+        raise ValueError(
+            "--all-folds is for LFW with its own lists: other sets always have ten folds"
+        )
     folds = range(10) if arguments.all_folds else (8, 9)
     return published_test_set(path, name, folds)
 

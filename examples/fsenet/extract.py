@@ -94,7 +94,7 @@ def main(arguments: Arguments) -> None:
     check_numbers(arguments)
     pictures = open_to_describe(arguments.faces, arguments.damaged)
     folder = extract(arguments.network, pictures, arguments.output, arguments)
-    left, lost = len(folder.todo()), pictures.damage.count
+    left, lost = folder.undone(), pictures.damage.count
     print(
         f"{arguments.output}: {folder.count} pictures, {folder.damaged()} of them damaged"
         + (f"; {lost} more were left out on opening" if lost else "")
@@ -150,7 +150,6 @@ def extract(
         options["points_sha256"] = pictures.points_sha256
     names = map(pictures.name, range(len(pictures)))
     folder = FeatureFolder(output, options, names, place.rank)
-    _check_damage(pictures, folder, how.damaged)
     todo = folder.todo(place.rank, place.world)
     loader = DataLoader(
         _Readable(pictures), batch_sampler=_Batches(folder, todo), num_workers=how.workers
@@ -211,8 +210,8 @@ def _check_damage(pictures: IdentityPictures, folder: FeatureFolder, allowed: in
     count = pictures.damage.count + folder.damaged()
     if count > allowed:
         raise ValueError(
-            f"{count} damaged pictures, and --damaged allows {allowed}; {folder.path} goes on if "
-            "more are allowed"
+            f"{count} damaged pictures, and --damaged allows {allowed}: replace them, or allow "
+            "more, and a folder that is kept goes on"
         )
 
 

@@ -65,10 +65,15 @@ class FeatureFolder:
     def todo(self, rank: int = 0, world: int = 1) -> Int[np.ndarray, " b"]:
         """Return the numbers of the batches that are not done, this process's share of them.
 
-        Shares do not depend on what is done: another process may be at work already.
+        Those with damaged pictures are among them, for these may have been replaced. Shares do not
+        depend on what is done: another process may be at work already.
         """
-        undone = np.flatnonzero(self._done.stored[:][:, 0] == 0)
-        return undone[undone % world == rank]
+        todo = np.flatnonzero(self._done.stored[:][:, 0] != 1)
+        return todo[todo % world == rank]
+
+    def undone(self) -> int:
+        """Return how many batches of all processes have not been written yet."""
+        return np.count_nonzero(self._done.stored[:][:, 0] == 0)
 
     def rows(self, batch: int) -> range:
         """Return which pictures a batch holds."""

@@ -6,23 +6,22 @@ which pictures a network must describe for it, and where these lie beside the li
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from data.faces import SIZE
-from data.images import IdentityPictures, without_suffix
+from data.images import IdentityPictures
 from data.listed import ALIGNED, ListedPictures, holds_folder
-from embeddings import embedding_rows, load_embeddings
+from embeddings import ABSENT, NamedRows, embedding_rows, load_embeddings
 from protocols.crops import CROPS, LooseCrops
 from protocols.devkit import FeatureFiles, write_results
 from protocols.ijb import IjbProtocol, Name
-from protocols.ijba import IjbaProtocol, Pooling
+from protocols.ijba import IjbaProtocol, Pooling, picture_of
+from protocols.lists import listing
 from protocols.megaface import Cleaning, MegafaceProtocol
 from protocols.ytf import FramePairs, YtfProtocol, video_of
-from stored import Rows
 
 Found = tuple[dict[str, Any], dict[str, Any]]
 
@@ -39,17 +38,12 @@ class FeatureProtocol(ABC):
     folders: ClassVar[Mapping[str, str]] = {"": ALIGNED}  # of pictures, by those of embeddings
     alignment: ClassVar[str] = f"as in {ALIGNED}/"
 
-    @cached_property
-    @abstractmethod
-    def protocol(self) -> Any:
-        """The lists, read and checked."""
-
     @abstractmethod
     def pictures(self) -> dict[str, IdentityPictures]:
         """Return what a network must describe, by the folder that its embeddings go to.
 
         Raises:
-            FileNotFoundError, ValueError: a list is damaged, or pictures are missing.
+            FileNotFoundError, ValueError: pictures are missing.
         """
 
     @abstractmethod
@@ -72,87 +66,88 @@ class FeatureProtocol(ABC):
 class Ytf(FeatureProtocol):
     """Videos, of which each is the mean of its frames, or is compared frame by frame."""
 
+    lists: YtfProtocol
     frame_pairs: FramePairs = "none"
-
-    @cached_property
-    def protocol(self) -> YtfProtocol:
-        """The pairs of videos."""
-        return YtfProtocol.read(self.path)
 
     def pictures(self) -> dict[str, IdentityPictures]:
         """Return the frames of the pairs' videos."""
         frames = ListedPictures(self.path, ALIGNED, size=SIZE)
-        inside = [video_of(name) in self.protocol.videos for name in frames.paths]
+        self.lists.check_videos(frames.paths)
+        inside = [video_of(name) in self.lists.videos for name in frames.paths]
         return {"": frames.take(np.flatnonzero(inside))}
 
     def evaluate(self, embeddings: Path) -> Found:
-        """See there."""
-        names, features, lost = load_embeddings(embeddings)
-        if lost:
-            raise ValueError(f"{embeddings} lacks {len(lost)} frames, which could not be read")
+        """See there; frames that could not be read are left out and counted."""
+        found = load_embeddings(embeddings)
+        names = list(found.names)
+        rows = [n for n, name in enumerate(names) if video_of(name) in self.lists.videos]
+        read = [row for row in rows if row not in found.lost]
         how = "mean of unit frames, then L2"
         if self.frame_pairs != "none":
             how = f"{self.frame_pairs} of the squared distances of all pairs of unit frames"
-        flags = {"list_sha256": self.protocol.sha256, "video": how}
-        return flags, self.protocol.evaluate(list(names), features, self.frame_pairs)
+        flags = {"list_sha256": self.lists.hashes, "video": how}
+        flags |= {"lost_frames": len(rows) - len(read)}
+        some = found.rows(np.array(read, dtype=np.int64))
+        return flags, self.lists.evaluate([names[row] for row in read], some, self.frame_pairs)
 
 
 @dataclass(frozen=True)
 class Ijb(FeatureProtocol):
     """Templates of IJB-B or IJB-C, compared, and looked for in both galleries."""
 
-    name: Name = "ijbc"
+    lists: IjbProtocol
+    name: Name
     unit: bool = False
     detector: bool = True
     folders: ClassVar = {"": CROPS}
     alignment = "five points to 112x112, bilinear, pixel centres whole, outside black"
 
-    @cached_property
-    def protocol(self) -> IjbProtocol:
-        """The lists."""
-        return IjbProtocol.read(self.path, self.name)
-
     def pictures(self) -> dict[str, IdentityPictures]:
         """Return the faces, cut from the loose crops."""
-        assert self.protocol  # a damaged list is told before hours of describing
         return {"": LooseCrops(self.path, size=SIZE, protocol=self.name)}
 
     def evaluate(self, embeddings: Path) -> Found:
-        """See there."""
-        features = embedding_rows(embeddings, self.protocol.names)
-        how = {
+        """See there; faces that could not be read are left out and counted."""
+        loaded = load_embeddings(embeddings)
+        index = loaded.find(self.lists.names)
+        if (index == ABSENT).any():
+            missing = [name for name, row in zip(self.lists.names, index, strict=True)
+                       if row == ABSENT]  # fmt: skip
+            raise ValueError(
+                f"{embeddings}: {len(missing)} faces of the lists have no embedding: "
+                f"{listing(missing)}"
+            )
+        there = np.flatnonzero(index >= 0)
+        lists = self.lists if len(there) == len(index) else self.lists.take(there)
+        flags = {
             "feature_norm": "N0" if self.unit else "N1",
             "detector_score": "D1" if self.detector else "D0",
+            "list_sha256": lists.hashes,
+            "media": "mean",
+            "template": "sum, then L2",
+            "lost_faces": len(index) - len(there),
         }
-        flags = how | {"list_sha256": self.protocol.hashes, "media": "mean"}
-        found = self.protocol.evaluate(features, self.unit, self.detector)
-        return flags | {"template": "sum, then L2"}, found
+        return flags, lists.evaluate(loaded.rows(index[there]), self.unit, self.detector)
 
 
 @dataclass(frozen=True)
 class Ijba(FeatureProtocol):
     """Templates of IJB-A's splits, compared, and looked for in their galleries."""
 
+    lists: IjbaProtocol
     unit: bool = False
     pooling: Pooling = "faces"
 
-    @cached_property
-    def protocol(self) -> IjbaProtocol:
-        """The lists of all splits."""
-        return IjbaProtocol.read(self.path)
-
     def pictures(self) -> dict[str, IdentityPictures]:
-        """Return the faces that were found in the pictures; of FILE#SIGHTING_ID, FILE's suffix."""
-        called = {}
-        for name in self.protocol.names:
-            file, mark, sighting = name.partition("#")
-            called[f"{without_suffix(file)}{mark}{sighting}" if mark else file] = name
+        """Return the faces that were found in the pictures."""
+        called = {picture_of(name): name for name in self.lists.names}
         return {"": ListedPictures(self.path, ALIGNED, called, SIZE)}
 
     def evaluate(self, embeddings: Path) -> Found:
         """See there."""
-        loaded, names = load_embeddings(embeddings), self.protocol.names
-        rows = dict(zip(names, loaded.find(names).tolist(), strict=True))
+        loaded, names = load_embeddings(embeddings), self.lists.names
+        found = (loaded.find(x) for x in (names, map(picture_of, names)))
+        rows = dict(zip(names, np.maximum(*found).tolist(), strict=True))
         if max(rows.values()) < 0:
             raise ValueError(
                 f"{embeddings} holds no embedding of a face of the lists: they are called by their "
@@ -160,8 +155,10 @@ class Ijba(FeatureProtocol):
             )
         how = {"faces": "mean of its faces, then L2", "media": "mean of its media's means, then L2"}
         flags = {"feature_norm": "N0" if self.unit else "N1", "template": how[self.pooling]}
-        flags |= {"empty_template": "below all others", "list_sha256": self.protocol.hashes}
-        return flags, self.protocol.evaluate(rows, loaded.vectors, self.unit, self.pooling)
+        flags |= {"empty_template": "below all others", "splits": len(self.lists.splits)}
+        flags |= {"list_sha256": self.lists.hashes}
+        everything = loaded.rows(np.arange(len(loaded.names)))
+        return flags, self.lists.evaluate(rows, everything, self.unit, self.pooling)
 
 
 @dataclass(frozen=True)
@@ -192,24 +189,15 @@ class Megaface(FeatureProtocol):
     each of them embeddings, or the devkit's feature files.
     """
 
-    options: MegafaceOptions = field(default_factory=MegafaceOptions)
+    lists: MegafaceProtocol
+    options: MegafaceOptions
     seed: int = 0  # of `cleaning` as insightface has it
     folders: ClassVar = {"facescrub": "facescrub_images", "megaface": "megaface_images"}
     alignment = f"as in {' and '.join(f'{folder}/' for folder in folders.values())}"
 
-    @cached_property
-    def protocol(self) -> MegafaceProtocol:
-        """The lists; that a result can be written is checked too."""
-        options = self.options
-        protocol = MegafaceProtocol.read(self.path, options.distractors, options.distractor_set)
-        protocol.check_cleaning(self.path, options.cleaning)
-        if options.results is not None and not options.results.is_dir():
-            raise FileNotFoundError(f"{options.results} is no folder: make it first")
-        return protocol
-
     def pictures(self) -> dict[str, IdentityPictures]:
         """Return FaceScrub's and MegaFace's, in the order of their lists."""
-        names = {"facescrub": self.protocol.probes, "megaface": self.protocol.distractors}
+        names = {"facescrub": self.lists.probes, "megaface": self.lists.distractors}
         found = {}
         for part, folder in self.folders.items():
             called = {name: name for name in names[part]}
@@ -217,16 +205,16 @@ class Megaface(FeatureProtocol):
             if pictures.missing:
                 raise FileNotFoundError(
                     f"{self.path}: {folder}/ lacks {len(pictures.missing)} of the "
-                    f"{len(called)} pictures of its list, first {', '.join(pictures.missing[:5])}"
+                    f"{len(called)} pictures of its list: {listing(pictures.missing)}"
                 )
             found[part] = pictures
         return found
 
     def evaluate(self, embeddings: Path) -> Found:
         """See there."""
-        options, protocol = self.options, self.protocol
+        options, lists = self.options, self.lists
 
-        def rows(part: str, names: tuple[str, ...]) -> Rows | FeatureFiles:
+        def rows(part: str, names: tuple[str, ...]) -> NamedRows | FeatureFiles:
             inside = embeddings / part
             if not inside.is_dir():
                 return embedding_rows(embeddings, names)
@@ -234,13 +222,31 @@ class Megaface(FeatureProtocol):
                 return embedding_rows(inside, names)
             return FeatureFiles(inside, names, options.algorithm)
 
-        probes = rows("facescrub", protocol.probes)
-        distractors = rows("megaface", protocol.distractors)
-        found, curves = protocol.evaluate(probes, distractors, options.cleaning, self.seed)
+        probes = rows("facescrub", lists.probes)
+        distractors = rows("megaface", lists.distractors)
+        if probes.shape[1] != distractors.shape[1]:
+            raise ValueError(
+                f"{embeddings} holds embeddings of {probes.shape[1]} numbers of FaceScrub and of "
+                f"{distractors.shape[1]} of MegaFace: describe both with one network"
+            )
+        found, curves = lists.evaluate(probes, distractors, options.cleaning, self.seed)
         size, number = options.distractors, options.distractor_set
         flags = {"distractors": size, "distractor_set": number, "cleaning": options.cleaning}
         if options.cleaning == "insightface":
             flags["seed"] = self.seed
         if options.results is not None:
             write_results(options.results, f"{options.algorithm}_{size}_{number}", *curves)
-        return flags | {"feature_norm": "unit", "list_sha256": protocol.hashes}, found
+        return flags | {"feature_norm": "unit", "list_sha256": lists.hashes}, found
+
+
+def read_megaface(path: Path, options: MegafaceOptions) -> MegafaceProtocol:
+    """Read MegaFace's lists, and refuse options that they do not allow.
+
+    Raises:
+        FileNotFoundError, ValueError: see `MegafaceProtocol`; or no folder for the results.
+    """
+    lists = MegafaceProtocol.read(path, options.distractors, options.distractor_set)
+    lists.check_cleaning(path, options.cleaning)
+    if options.results is not None and not options.results.is_dir():
+        raise FileNotFoundError(f"{options.results} is no folder: make it first")
+    return lists

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import evaluate
@@ -14,6 +15,7 @@ from evaluate import Arguments, read_embeddings
 from feature_protocols import MegafaceOptions
 from machine import choose_precision
 from model import GlobalNet, load_network
+from protocols import fixtures
 from protocols.pairs import draw_pairs
 
 from partlocal import HELEN, ParsingNet, PartLocalNet
@@ -181,7 +183,8 @@ def test_options_of_other_protocols(tmp_path, name, option, value, protocols):
     with pytest.raises(ValueError, match=message):
         evaluate.main(Arguments(path, name, **{option: value}))
     known = next(iter(protocols.split(", ")))
-    evaluate.check_options(Arguments(tmp_path, known, **{option: value}))
+    ready = path if option == "unit_features" else tmp_path
+    evaluate.check_options(Arguments(ready, known, **{option: value}))
     for option, value in (("test_time", "sum"), ("precision", "fp32")):
         evaluate.check_options(Arguments(tmp_path, name, **{option: value}))
         with pytest.raises(ValueError, match=r"^--(test-time|precision) is for networks"):
@@ -190,12 +193,17 @@ def test_options_of_other_protocols(tmp_path, name, option, value, protocols):
 
 @pytest.mark.parametrize("name", ["ijba", "ijbb", "ijbc", "ytf", "megaface"])
 def test_networks_are_told_what_to_do(tmp_path, name):
-    folders = {"megaface": "facescrub_images/ and megaface_images/"}
-    folders |= {"ijba": "aligned/", "ytf": "aligned/"}
-    place = folders.get(name, "loose_crop/")
+    options = MegafaceOptions(400) if name == "megaface" else MegafaceOptions()
+    folders = {"megaface": "facescrub_images/ and megaface_images/", "ytf": "aligned/"}
+    place = folders.get(name, "aligned/" if name == "ijba" else "loose_crop/")
+    world, network = tmp_path / "w", tmp_path / "network"
+    network.mkdir()
+    fixtures.main(fixtures.Arguments(name, world))
+    for folder in ("aligned", "loose_crop", "facescrub_images", "megaface_images"):
+        shutil.rmtree(world / folder, ignore_errors=True)
     message = rf"^--protocol {name} of a network needs its pictures in {place} beside the lists in "
     with pytest.raises(ValueError, match=message) as caught:
-        evaluate.main(Arguments(tmp_path, name, tmp_path))
+        evaluate.main(Arguments(network, name, world, megaface=options))
     assert "describe them with extract.py" in str(caught.value)
 
 
@@ -256,9 +264,7 @@ def test_errors(tmp_path):
     assert not boom.exists()
 
     save(path, ["a/1", "b/1"], two)
-    with pytest.raises(
-        ValueError, match=r"pictures of the protocol have no embedding, first c/1, d/1"
-    ):
+    with pytest.raises(ValueError, match=r"pictures of the protocol have no embedding: c/1, d/1"):
         read_embeddings(path, ("a/1", "c/1", "d/1"))
     for names, embeddings in ((["a/1"], two), (["a/1", "b/1"], two[0]), (["a/1"], two[None])):
         save(path, names, embeddings)
@@ -275,11 +281,11 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match="holds two embeddings of a/1"):
         read_embeddings(path, ("a/1",))
     save(path, ["a/1"], np.array([[1.0, np.nan]]))
-    with pytest.raises(ValueError, match="holds embeddings that are not finite"):
+    with pytest.raises(ValueError, match="the embedding of a/1 is not finite"):
         read_embeddings(path, ("a/1",))
     for small in (0, 1e-20):  # the cosine of which would be 0 with everybody
         save(path, ["a/1", "b/1", "c/1"], np.array([[1.0, 2.0], [0.0, small], [small, 0.0]]))
-        with pytest.raises(ValueError, match=r"2 embeddings of zero, first that of c/1: they have"):
+        with pytest.raises(ValueError, match=r"the embedding of c/1 is zero, and has"):
             read_embeddings(path, ("a/1", "c/1", "b/1"))
 
 

@@ -243,7 +243,7 @@ def test_lfw_lacks_a_picture(tmp_path, lfw_like):
     path = changed_copy(
         original, tmp_path / "lfw.zip", lambda name: None if "P018_0002" in name else name
     )
-    message = r"lfw.zip holds no picture P018/P018_0002, which the pairs name: add it"
+    message = r"lfw.zip lacks 1 of the pictures that the pairs name: P018/P018_0002$"
     with pytest.raises(ValueError, match=message):
         picture_sets([path], 0)
 

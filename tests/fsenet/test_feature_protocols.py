@@ -5,16 +5,19 @@ import json
 import shutil
 
 import evaluate
+import extract
 import numpy as np
 import pytest
 import torch
 from data.listed import ListedPictures
 from describe import describe
-from evaluate import Arguments
-from feature_protocols import Ijba, Megaface, MegafaceOptions, Ytf
+from evaluate import Arguments, open_protocol
+from feature_protocols import MegafaceOptions
 from model import GlobalNet, load_network
 from PIL import Image
 from protocols import fixtures
+from protocols.devkit import write_feature
+from protocols.ijb import IjbProtocol
 from protocols.megaface import MegafaceProtocol
 from protocols.ytf import YtfProtocol
 from workplace import this_process
@@ -63,7 +66,8 @@ def test_ytf(baseline, tmp_path, capsys):
         expected = protocol.evaluate(names, features, how)
         assert found["arms"]["whole descriptor"]["auc"] == pytest.approx(expected["auc"], abs=0.01)
         assert found["alignment"] == "as in aligned/"
-    assert len(Ytf(folder).pictures()[""]) == len(names) == 120
+    opened = open_protocol(Arguments(None, "ytf"), folder, unit=True)
+    assert len(opened.pictures()[""]) == len(names) == 120
     shutil.rmtree(folder / "aligned/Person_03/1")
     shutil.rmtree(folder / "aligned/Person_05/0")
     with pytest.raises(
@@ -76,7 +80,7 @@ def test_ijba(baseline, tmp_path, capsys):
     """Two people of one picture have files of their own; faces that were not found are counted."""
     folder = world("ijba", tmp_path / "w")
     capsys.readouterr()
-    protocol = Ijba(folder)
+    protocol = open_protocol(Arguments(None, "ijba"), folder, unit=True)
     pictures = protocol.pictures()[""]
     names = np.load(folder / "features.npz")["names"].tolist()
     assert sorted(pictures.paths) == sorted(names)
@@ -96,7 +100,7 @@ def test_ijba(baseline, tmp_path, capsys):
     rows = {name: row for row, name in enumerate(few.paths)}
     places = [folder / few.where(row).partition(":")[2] for row in range(201)]
     features = described(baseline, places)
-    expected = protocol.protocol.evaluate(rows, features)
+    expected = protocol.lists.evaluate(rows, features)
     for split, one in expected["splits"].items():
         assert numbers["splits"][split]["faces_without_embedding"] == one["faces_without_embedding"]
         assert numbers["splits"][split]["empty_templates"] == one["empty_templates"] > 0
@@ -128,9 +132,10 @@ def test_megaface(baseline, tmp_path, capsys):
 
     path = folder / "facescrub_images" / protocol.probes[3]
     path.rename(path.with_suffix(".webp"))  # aligned, and saved as something else
-    assert Megaface(folder, FEW).pictures()["facescrub"].paths == protocol.probes
+    opened = open_protocol(Arguments(None, "megaface", megaface=FEW), folder, unit=True)
+    assert opened.pictures()["facescrub"].paths == protocol.probes
     path.with_suffix(".webp").unlink()
-    with pytest.raises(FileNotFoundError, match=f"lacks 1 of the .* list, first {path.name[:6]}"):
+    with pytest.raises(FileNotFoundError, match=f"lacks 1 of the .* list: .*{path.name}"):
         evaluated(capsys, baseline, "megaface", folder, megaface=FEW)
 
 
@@ -175,11 +180,105 @@ def test_listed_pictures(tmp_path):
         ListedPictures(folder, "aligned")
 
 
-def test_options():
-    """Each protocol gets its own."""
-    arguments = Arguments(None, "ijba", unit_features=True, pooling="media")
-    assert evaluate.open_protocol(arguments, "x") == Ijba("x", True, "media")
-    other = dataclasses.replace(arguments, protocol="ytf", frame_pairs="max")
-    assert evaluate.open_protocol(other, "x") == Ytf("x", "max")
-    more = dataclasses.replace(arguments, protocol="megaface", megaface=FEW, seed=3)
-    assert evaluate.open_protocol(more, "x") == Megaface("x", FEW, 3)
+@pytest.mark.parametrize("kind", ["ytf", "ijbc", "ijba", "megaface"])
+def test_damaged(baseline, tmp_path, capsys, kind):
+    """Left out and counted within the budget, but for MegaFace, where each picture counts."""
+    folder = world(kind, tmp_path / "w")
+    names = {
+        "ytf": "aligned/Person_03/1/0.jpg",
+        "ijbc": f"loose_crop/{crowded(folder)}" if kind == "ijbc" else "",
+        "ijba": "aligned/img/100#100.jpg",
+        "megaface": "megaface_images/0/0@N00/0.jpg",
+    }
+    path = folder / names[kind]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300])
+    kept, more = tmp_path / "kept", {"megaface": FEW} if kind == "megaface" else {}
+    how = dict(features=kept, **more)
+    with pytest.raises(ValueError, match="^1 damaged pictures, and --damaged allows 0: replace th"):
+        evaluated(capsys, baseline, kind, folder, **how)
+    capsys.readouterr()
+    if kind == "megaface":
+        with pytest.raises(ValueError, match="1 pictures .* could not be read .*: 0/0@N00/0.jpg$"):
+            evaluated(capsys, baseline, kind, folder, damaged=1, **how)
+    else:
+        found = evaluated(capsys, baseline, kind, folder, damaged=1, **how)
+        numbers = found["arms"]["whole descriptor"]
+        if kind == "ijba":
+            faces = [one["faces_without_embedding"] for one in numbers["splits"].values()]
+        else:
+            assert found["protocol"][{"ytf": "lost_frames", "ijbc": "lost_faces"}[kind]] == 1
+    path.write_bytes(whole)  # and described again, with its neighbours in the batch
+    capsys.readouterr()
+    found = evaluated(capsys, baseline, kind, folder, **how)
+    if kind == "ijba":
+        again = found["arms"]["whole descriptor"]["splits"].values()
+        assert sum(one["faces_without_embedding"] for one in again) == sum(faces) - 1
+    elif kind != "megaface":
+        assert found["protocol"][{"ytf": "lost_frames", "ijbc": "lost_faces"}[kind]] == 0
+
+
+def crowded(folder):
+    """A face of a template that has others."""
+    lists = IjbProtocol.read(folder, "ijbc")
+    count = np.bincount(lists.templates)[lists.templates]
+    return lists.names[int(np.argmax(count))]
+
+
+def test_extracted_first(baseline, tmp_path, capsys):
+    """As with several GPUs: the folder that extract.py leaves gives the same numbers."""
+    folder = world("ijba", tmp_path / "w")
+    for path in (folder / "aligned/img").glob("*.jpg"):
+        if "#" not in path.name:
+            path.rename(path.with_suffix(".jpeg"))
+    how = extract.Extraction(dtype="fp32", precision="fp32")
+    pictures = extract.open_to_describe(folder / "aligned")
+    extract.extract(baseline, pictures, tmp_path / "f", how)
+    capsys.readouterr()
+    evaluate.main(Arguments(tmp_path / "f", "ijba", folder, unit_features=True))
+    first = json.loads(capsys.readouterr().out)
+    found = evaluated(capsys, baseline, "ijba", folder)
+    one, two = first["arms"]["embeddings"], found["arms"]["whole descriptor"]
+    assert first["protocol"] == found["protocol"]
+    assert one["mean"]["rank"] == pytest.approx(two["mean"]["rank"], abs=0.01)
+    for split, numbers in one["splits"].items():
+        assert numbers["faces_without_embedding"] == two["splits"][split]["faces_without_embedding"]
+
+
+def test_mixed_widths(tmp_path):
+    folder = world("megaface", tmp_path / "w")
+    found = np.load(folder / "features.npz")
+    names, vectors = found["names"], found["embeddings"]
+    for part, some, width in (("facescrub", slice(46), 16), ("megaface", slice(46, None), 8)):
+        (tmp_path / "f" / part).mkdir(parents=True)
+        for name, vector in zip(names[some], vectors[some], strict=True):
+            write_feature(tmp_path / "f" / part / f"{name}_partlocal.bin", vector[:width])
+    with pytest.raises(ValueError, match=r"of 16 numbers of FaceScrub and of 8 of MegaFace: descr"):
+        evaluate.main(Arguments(tmp_path / "f", "megaface", folder, megaface=FEW))
+
+
+def test_bad_embeddings_are_named(tmp_path):
+    folder = world("ytf", tmp_path / "w")
+    found = np.load(folder / "features.npz")
+    for value, what in ((0, "is zero, and has no cosine"), (np.nan, "is not finite")):
+        vectors = found["embeddings"].copy()
+        vectors[7] = value
+        path = tmp_path / "e.npz"
+        np.savez(path, names=found["names"], embeddings=vectors)
+        for how in ("none", "max"):
+            with pytest.raises(ValueError, match=f"the embedding of {found['names'][7]} {what}$"):
+                evaluate.main(Arguments(path, "ytf", folder, frame_pairs=how))
+
+
+def test_paths_and_options(baseline, tmp_path):
+    (tmp_path / "file").touch()
+    arguments = Arguments(baseline, "ytf", tmp_path, features=tmp_path / "file")
+    with pytest.raises(FileExistsError, match="^--features: .*file is a file: name a folder$"):
+        evaluate.main(arguments)
+    arguments = dataclasses.replace(arguments, features=tmp_path / "no/x")
+    with pytest.raises(FileNotFoundError, match="^--features: .*no is no folder: make it first$"):
+        evaluate.main(arguments)
+    with pytest.raises(ValueError, match="^--unit-features: leave it out, a network's descriptors"):
+        evaluate.main(Arguments(baseline, "ijbc", tmp_path, unit_features=True))
+    with pytest.raises(ValueError, match="^--seed is for --megaface.cleaning insightface: leave"):
+        evaluate.main(Arguments(baseline, "megaface", tmp_path, seed=1))

@@ -17,7 +17,7 @@ def test_evaluates(tmp_path, capsys, kind):
     assert f"{folder}: lists of {kind}, and " in capsys.readouterr().out
     options = MegafaceOptions(**{"distractors": 400} if kind == "megaface" else {})
     more = {"all_folds": True} if kind == "lfw" else {}
-    faces = folder / f"{kind}.bin" if kind in ("agedb_30", "bin") else folder
+    faces = folder / "pairs.bin" if kind == "bin" else folder
     evaluate.main(Arguments(folder / "features.npz", kind, faces, megaface=options, **more))
     found = json.loads(capsys.readouterr().out)
     assert found["protocol"]["name"] == kind

@@ -152,7 +152,10 @@ def test_errors(tmp_path, refused_when_changed):
             (lambda s: "1 2\n", "must hold 3 whole numbers a line (line 1 holds 2)"),
             (lambda s: "\n", "must hold 3 whole numbers a line (it is empty)"),
             (lambda s: f"{10**30} 1 1\n", "must hold 3 whole numbers a line"),
-            (lambda s: s + "100 7 1\n100 8 1\n", "2 templates have no face, first [7, 8]"),
+            (
+                lambda s: s + "100 7 1\n100 8 1\n",
+                "2 templates have no face, the lists do not belong together: 7, 8",
+            ),
         ],
         "1N_gallery_G1.csv": [
             (lambda s: s + "x,y\n", "must begin with template and subject"),

@@ -156,7 +156,10 @@ def test_errors(world, tmp_path, refused_when_changed):
         "11_sets/split1/verify_comparisons_1.csv": [
             (lambda s: s + "\n1,2,3", "must hold two templates a line"),
             (lambda s: s + "\na,b", "must hold two templates a line"),
-            (lambda s: s + "\n0,777\n778,0", "names 2 templates without a face, first [777, 778]"),
+            (
+                lambda s: s + "\n0,777\n778,0",
+                "names 2 templates without a face, the lists do not belong together: 777, 778",
+            ),
         ],
     }
     for file, changes in cases.items():

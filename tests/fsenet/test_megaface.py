@@ -166,7 +166,7 @@ def test_feature_files(tmp_path):
     assert files[1:].tolist() == [[1, 3]]
     with pytest.raises(
         FileNotFoundError,
-        match=r"1 of 2 features are missing, first .*3\.jpg_x.*--megaface.algorithm",
+        match=r"1 of 2 features are missing \(is --megaface.algorithm .* right\?\): .*3\.jpg_x",
     ):
         FeatureFiles(tmp_path, ["a/1.jpg", "a/3.jpg"], "x")
     whole = path.read_bytes()

@@ -33,7 +33,7 @@ def worlds(tmp_path_factory):
 
 
 def person(path):
-    return re.findall(r"\d+", path)[0]
+    return re.findall(r"\d+", path.partition("_112x112/")[2] or path)[0]
 
 
 @pytest.mark.parametrize("name", get_args(Listed))
@@ -156,9 +156,7 @@ def test_bins(tmp_path, name):
 
 
 def test_errors(worlds, tmp_path, refused_when_changed):
-    with pytest.raises(
-        ValueError, match=r"agedb_30 needs --faces: a \.bin of insightface; its own"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"holds no agedb_30_ann\.txt"):
         published_test_set(tmp_path, "agedb_30", ())
     for name in ("calfw", "cfp_fp"):
         with pytest.raises(FileNotFoundError, match=r"holds no (pairs_CALFW|Pair_list_F)"):
@@ -193,6 +191,14 @@ def test_errors(worlds, tmp_path, refused_when_changed):
             ),
         ],
     }
+    cases["agedb_30", "agedb_30_ann.txt"] = [
+        (
+            lambda s: "2 a b\n" + s,
+            "agedb_30_ann.txt line 1 should be 'same path path', same 0 or 1",
+        ),
+        (lambda s: s + "1 a\n", "agedb_30_ann.txt line 41 should be 'same path path'"),
+        (lambda s: s.replace("\n0 ", "\n1 "), "must hold 10 pairs of each kind at least; got 40"),
+    ]
     for (name, file), changes in cases.items():
         place = tmp_path / name
         place.mkdir(exist_ok=True)

@@ -93,5 +93,5 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match="holds no pairs"):
         YtfProtocol.read(path)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no splits\.txt at its top"):
+    with pytest.raises(FileNotFoundError, match=r"holds no splits\.txt"):
         YtfProtocol.read(tmp_path)

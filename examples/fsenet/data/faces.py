@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from protocols.bins import read_bin
 from protocols.lfw import LfwProtocol
+from protocols.lists import listing
 from protocols.pairs import Pairs, draw_pairs
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -162,7 +163,7 @@ def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> Tes
     sides = [[without_suffix(side[i]) for i in index] for side in (protocol.first, protocol.second)]
     if missing := sorted({name for side in sides for name in side} - set(row)):
         raise ValueError(
-            f"{path} lacks {len(missing)} of the pictures that the pairs name: {', '.join(missing)}"
+            f"{path} lacks {len(missing)} of the pictures that the pairs name: {listing(missing)}"
         )
     first, second = (np.array([row[name] for name in side]) for side in sides)
     pairs = Pairs(first, second, protocol.same[index], protocol.fold[index], pictures.labels)

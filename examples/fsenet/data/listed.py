@@ -27,7 +27,7 @@ class ListedPictures(SourcePictures):
 
     Raises:
         FileNotFoundError: `path` does not exist, or holds no such folder, or no picture wanted.
-        ValueError: there are two such folders, or two pictures fit one name.
+        ValueError: there are two such folders, or two pictures fit one name, or one fits two.
     """
 
     def __init__(
@@ -65,12 +65,16 @@ class ListedPictures(SourcePictures):
         stems: dict[str, list[str]] = {}
         for file in files:
             stems.setdefault(without_suffix(file), []).append(file)
-        found, missing = {}, []
+        found, missing, taken = {}, [], dict[str, str]()
         for wanted, name in self._called.items():
             fit = stems.get(without_suffix(wanted), [])
             fit = [wanted] if wanted in fit else fit
             if len(fit) > 1:
                 raise ValueError(f"{self.source.path} holds {fit[0]} and {fit[1]} for {wanted}")
+            if fit and taken.setdefault(fit[0], wanted) != wanted:
+                raise ValueError(
+                    f"{self.source.path} holds {fit[0]} alone for {taken[fit[0]]} and {wanted}"
+                )
             if fit:
                 found[name] = fit[0]
             else:
@@ -100,9 +104,9 @@ def one_folder(source: Source, folder: str) -> str | None:
 def holds_folder(path: str | Path, folder: str) -> bool:
     """Tell whether a folder, or an archive at any depth, holds such a folder."""
     path = Path(path)
-    if path.is_dir():  # which may hold millions of other files
-        return (path / folder).is_dir()
-    return bool(_folders(Source(path).names, folder))
+    if path.is_dir():  # which may hold millions of files, deep in it
+        return any(x.is_dir() for depth in ("", "*/", "*/*/") for x in path.glob(depth + folder))
+    return path.suffix != ".txt" and bool(_folders(Source(path).names, folder))
 
 
 def _folders(names: Iterable[str], folder: str) -> list[str]:

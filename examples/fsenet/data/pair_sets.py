@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 from protocols.lfw import LfwProtocol
+from protocols.lists import ListFiles, listing
 from protocols.pair_lists import PairList, read_pairs
 
 from data.faces import SIZE, TestSet, bin_test_set, lfw_test_set
@@ -14,10 +15,10 @@ from data.loose import LoosePictures
 
 Published = Literal["lfw", "cfp_ff", "cfp_fp", "agedb_30", "calfw", "cplfw", "bin"]
 SOURCES = {
-    "lfw": "LFW as a folder or zip with its lists, or a .bin of insightface",
+    "lfw": "LFW as a folder or zip with its lists, or of lfw_ann.txt, or a .bin of insightface",
     "cfp_ff": "CFP's folder with Protocol/ in it, or a .bin of insightface",
     "cfp_fp": "CFP's folder with Protocol/ in it, or a .bin of insightface",
-    "agedb_30": "a .bin of insightface; its own lists are files of MATLAB",
+    "agedb_30": "the folder of agedb_30_ann.txt, or a .bin; its own lists are files of MATLAB",
     "calfw": "CALFW's folder with pairs_CALFW.txt, or a .bin of insightface",
     "cplfw": "CPLFW's folder with pairs_CPLFW.txt, or a .bin of insightface",
     "bin": "a .bin of insightface",
@@ -30,29 +31,34 @@ def published_test_set(path: Path, name: Published, lfw_folds: Sequence[int]) ->
     Args:
         path: what `SOURCES` says; pictures are faces on the template, and square.
         name: of the set.
-        lfw_folds: of LFW, if it is not a `.bin`.
+        lfw_folds: of LFW with its own lists.
 
     Raises:
         FileNotFoundError: a list is not there.
         DamagedImage: a picture cannot be decoded.
         ValueError: a list is damaged, or pictures of the pairs are missing.
     """
-    if path.suffix == ".bin" or name in ("bin", "agedb_30"):
+    if path.suffix.lower() == ".bin" or name == "bin":
         if path.is_dir():
             raise ValueError(f"--protocol {name} needs --faces: {SOURCES[name]}")
         found = bin_test_set(path)
         return TestSet(found.images, found.names, found.pairs, {**found.flags, "name": name})
-    if name == "lfw":
+    if name == "lfw" and in_two_parts(path):
         return lfw_test_set(path, LfwProtocol.read(path), lfw_folds)
     listed = read_pairs(path, name)
     pictures = LoosePictures(path, size=SIZE)
-    chosen = pictures.take(_find(path, pictures.paths, listed))
+    chosen = pictures.take(_find(path, pictures.paths, listed, name))
     flags = {"name": name, "folds": 10, "pairs": len(listed.pairs.same)}
     flags |= {"list_sha256": listed.hashes}
     return TestSet(decode_all(chosen)[1], chosen.paths, listed.pairs, flags)
 
 
-def _find(path: Path, names: Sequence[str], listed: PairList) -> np.ndarray:
+def in_two_parts(path: Path) -> bool:
+    """Tell LFW with its own lists, of which some folds may train, from a set of pairs alone."""
+    return path.suffix.lower() != ".bin" and "lfw_ann.txt" not in ListFiles(path)
+
+
+def _find(path: Path, names: Sequence[str], listed: PairList, protocol: str) -> np.ndarray:
     """Return the place of each picture of the pairs; folders before and suffixes do not matter."""
     depth = listed.pictures[0].count("/") + 1
     rows: dict[str, list[int]] = {}
@@ -62,7 +68,8 @@ def _find(path: Path, names: Sequence[str], listed: PairList) -> np.ndarray:
     for name in listed.pictures:
         places = rows.get(_key(name, depth), [])
         if len(places) > 1:  # CALFW brings its pictures as they were, and aligned
-            places = [row for row in places if "aligned" in names[row].lower()] or places
+            marks = ("aligned", f"{protocol}_112x112/")
+            places = [x for x in places if any(m in names[x].lower() for m in marks)] or places
         if len(places) > 1:
             raise ValueError(
                 f"{path} holds {len(places)} pictures {name}, as {names[places[0]]} and "
@@ -74,7 +81,7 @@ def _find(path: Path, names: Sequence[str], listed: PairList) -> np.ndarray:
     if missing:
         raise ValueError(
             f"{path} lacks {len(missing)} of the {len(listed.pictures)} pictures that the pairs "
-            f"name: {', '.join(missing)}"
+            f"name: {listing(missing)}"
         )
     return np.array(found)
 

@@ -17,6 +17,7 @@ from jaxtyping import Int, UInt8
 
 from partlocal.alignment import align_faces
 from protocols.ijb import IjbLists, Name
+from protocols.lists import listing
 
 CROPS = "loose_crop"
 
@@ -57,7 +58,7 @@ class LooseCrops(SourcePictures):
         if missing := [name for name in self._names if self._prefix + name not in known]:
             raise FileNotFoundError(
                 f"{path}: {len(missing)} of {len(self._names)} faces have no picture in "
-                f"{self._prefix}, first {', '.join(missing[:5])}"
+                f"{self._prefix}: {listing(missing)}"
             )
         return self.source.path, [""], np.zeros(len(self._names), dtype=np.int64)
 

@@ -14,6 +14,8 @@ import numpy as np
 from checkpoint import whole_file
 from jaxtyping import Float, Int
 
+from protocols.lists import listing
+
 _HEADER = struct.Struct("<4i")
 _MATRIX = (1, 4, 5)
 MOST = 2**20  # numbers of a feature
@@ -61,8 +63,8 @@ class FeatureFiles:
         self.files = [f"{folder}/{path}_{algorithm}.bin" for path in paths]
         if missing := [name for name in self.files if not Path(name).is_file()]:
             raise FileNotFoundError(
-                f"{len(missing)} of {len(self.files)} features are missing, first "
-                f"{', '.join(missing[:3])}: is --megaface.algorithm {algorithm} right?"
+                f"{len(missing)} of {len(self.files)} features are missing (is "
+                f"--megaface.algorithm {algorithm} right?): {listing(missing)}"
             )
         self.shape = (len(self.files), len(read_feature(self.files[0])))
 

@@ -31,10 +31,10 @@ from PIL import Image
 from protocols.bins import write_bin
 from protocols.devkit import write_feature
 from protocols.ijb import GALLERIES, IjbProtocol, Name, People
-from protocols.ijba import Faces, IjbaProtocol, Split
+from protocols.ijba import Faces, IjbaProtocol, Split, picture_of
 from protocols.lfw_lists import format_pairs
 from protocols.megaface import MegafaceProtocol
-from protocols.pair_lists import FOLDS, Listed, PairList, write_pairs
+from protocols.pair_lists import ANNOTATED, FOLDS, Listed, PairList, write_pairs
 from protocols.pairs import Pairs
 from protocols.ytf import YtfProtocol
 
@@ -132,8 +132,7 @@ def write_ijba(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
     IjbaProtocol(splits, {}).write(folder)
     features = centres[shown] + NOISE * rng.normal(size=(len(names), D))
     faces = _draw(seed, tuple(np.repeat(np.arange(24), IJBA_SAMPLES).tolist()))
-    files = [f"{a.rpartition('.')[0]}{mark}{b}.jpg" if mark else a
-             for a, mark, b in (name.partition("#") for name in names)]  # fmt: skip
+    files = [picture_of(name) + ".jpg" * ("#" in name) for name in names]
     pictures = [faces[who * IJBA_SAMPLES + n % IJBA_SAMPLES] for n, who in enumerate(shown)]
     _save(folder / ALIGNED, files, pictures)
     return names, features.astype(np.float32)
@@ -188,19 +187,22 @@ def write_ijb(name: Name, folder: Path, seed: int = 0) -> tuple[list[str], np.nd
 
 
 def write_pair_set(name: Listed, folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
-    """The people of `_twenty`, in the folders of CALFW, CPLFW or CFP."""
+    """The people of `_twenty`, in the folders that the pictures of a set come in."""
     views, names = ("frontal", "profile"), list[str]()
     for person, sample in np.ndindex(2 * FOLDS, SAMPLES):
-        if name.startswith("cfp"):
+        if name in ANNOTATED:
+            names.append(f"{name}_112x112/Person_{person:02d}_{sample + 1:04d}.jpg")
+        elif name.startswith("cfp"):
             names.append(f"{person + 1:03d}/{views[sample // 2]}/{sample % 2 + 1:02d}.jpg")
         else:
             names.append(f"Person_{person:02d}_{sample + 1:04d}.jpg")
     pairs, pictures, features = _twenty(seed, 2 if name == "cfp_fp" else 1)  # 2 is a profile
-    place = "Data/Images" if name.startswith("cfp") else "aligned images"
+    places = {"calfw": "aligned images/", "cplfw": "aligned images/"}
+    place = "" if name in ANNOTATED else places.get(name, "Data/Images/")
     _save(folder / place, names, pictures)
     write_pairs(folder, name, PairList(tuple(names), pairs, {}))
-    around = place.rpartition("/")[2]  # as `LoosePictures` calls them
-    return [f"{around}/{x}" for x in names], features
+    around = "Images/" if name.startswith("cfp") else place  # as `LoosePictures` calls them
+    return [around + x for x in names], features
 
 
 def write_lfw(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
@@ -216,13 +218,13 @@ def write_lfw(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
     return names, features
 
 
-def write_bin_set(name: str, folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
-    """The pairs of `_twenty`, fold by fold, in one of insightface's files, `NAME.bin`."""
+def write_bin_set(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
+    """The pairs of `_twenty`, fold by fold, in one of insightface's files, `pairs.bin`."""
     pairs, pictures, features = _twenty(seed)
     order = np.lexsort((~pairs.same, pairs.fold))
     rows = np.stack([pairs.first[order], pairs.second[order]], 1).ravel()
     folder.mkdir(parents=True, exist_ok=True)
-    write_bin(folder / f"{name}.bin", [pictures[row] for row in rows], pairs.same[order].tolist())
+    write_bin(folder / "pairs.bin", [pictures[row] for row in rows], pairs.same[order].tolist())
     return list(map(str, range(len(rows)))), features[rows]
 
 
@@ -295,8 +297,8 @@ def _save(folder: Path, names: Iterable[str], pictures: Iterable[bytes]) -> None
 
 WRITERS: dict[str, Callable[[Path, int], tuple[list[str], np.ndarray]]] = {
     "lfw": write_lfw,
-    **{name: partial(write_pair_set, name) for name in get_args(Listed)},
-    **{name: partial(write_bin_set, name) for name in ("agedb_30", "bin")},
+    **{name: partial(write_pair_set, name) for name in get_args(Listed) if name != "lfw"},
+    "bin": write_bin_set,
     "ijba": write_ijba,
     **{name: partial(write_ijb, name) for name in get_args(Name)},
     "megaface": write_megaface,

@@ -9,7 +9,7 @@ Source: Whitelam and others, CVPR workshops 2017, and Maze and others, ICB 2018.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from partlocal.evaluation import Highest, auc, score_blocks, standings
-from protocols.lists import ListFiles
+from protocols.lists import ListFiles, listing
 from protocols.rates import named, tar_at_fars
 from protocols.templates import pair_scores, template_subjects, template_vectors
 
@@ -89,16 +89,41 @@ class IjbProtocol:
             raise ValueError(f"{path}: {name}_template_pair_label.txt has labels beside 0 and 1")
         galleries = {x: lists.people(f"1N_gallery_{x}.csv") for x in GALLERIES[name]}
         probes = lists.people("1N_probe_mixed.csv")
-        used = [pairs[:, :2].ravel(), probes.templates, *(g.templates for g in galleries.values())]
-        if missing := sorted(set(np.concatenate(used).tolist()) - set(templates.tolist())):
-            raise ValueError(
-                f"{path}: {len(missing)} templates have no face, first {missing[:5]}: the lists do "
-                "not belong together"
-            )
-        return cls(
+        protocol = cls(
             names, templates, media, points, detector, pairs[:, 0], pairs[:, 1], pairs[:, 2] == 1,
             galleries, probes, lists.hashes,
         )  # fmt: skip
+        if missing := protocol.without_faces():
+            raise ValueError(
+                f"{path}: {len(missing)} templates have no face, the lists do not belong together: "
+                f"{listing(missing)}"
+            )
+        return protocol
+
+    def without_faces(self) -> list[int]:
+        """Return all templates that are used and have no face."""
+        galleries = (people.templates for people in self.galleries.values())
+        used = np.concatenate([self.first, self.second, self.probes.templates, *galleries])
+        return np.setdiff1d(used, self.templates).tolist()
+
+    def take(self, faces: Int[np.ndarray, " m"]) -> "IjbProtocol":
+        """Return the protocol with some of its faces alone.
+
+        Raises:
+            ValueError: templates are left with none.
+        """
+        names = tuple(self.names[face] for face in faces.tolist())
+        rest = (x[faces] for x in (self.templates, self.media, self.points, self.detector))
+        templates, media, points, detector = rest
+        found = replace(
+            self, names=names, templates=templates, media=media, points=points, detector=detector
+        )
+        if missing := found.without_faces():
+            raise ValueError(
+                f"{len(missing)} templates are left without a face that could be read: "
+                f"{listing(missing)}"
+            )
+        return found
 
     def write(self, folder: str | Path, name: Name) -> None:
         """Write the lists, in the layout that they are read from."""
@@ -179,7 +204,8 @@ class IjbProtocol:
         impostors = Highest(int(places.max()))
         for rows, some, scores in score_blocks(probes, entries):
             impostors.add(scores[who[rows, None] != subjects[None, some]])
-        thresholds = impostors.scores()[np.minimum(places, len(impostors.scores())) - 1]
+        highest = np.append(impostors.scores(), -np.inf)  # who has no impostor is accepted
+        thresholds = highest[np.minimum(places, len(highest)) - 1]
         return {
             "probes": len(who),
             "rank": named(RANKS, found.rank_k(np.minimum(RANKS, found.entries))),

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from data.images import without_suffix
 from jaxtyping import Int
 
 from partlocal.evaluation import Standings, standings, tar_above_impostors
 from partlocal.evaluation.search import Vectors
-from protocols.lists import ListFiles
+from protocols.lists import ListFiles, listing
 from protocols.rates import named
 from protocols.templates import pair_scores, template_subjects, template_vectors
 
@@ -84,7 +85,8 @@ class IjbaProtocol:
         """Read the lists in a folder, zip or tar, wherever they lie in it.
 
         Raises:
-            FileNotFoundError: there are none, or one of a split is missing.
+            FileNotFoundError: there are none, or one of a split is missing, or a split before one
+                that is there.
             ValueError: a line is not as it should be.
         """
         lists = _Lists(path)
@@ -98,6 +100,8 @@ class IjbaProtocol:
                 splits[n] = Split(faces, pairs[:, 0], pairs[:, 1], gallery, probes)
         if not splits:
             raise FileNotFoundError(f"{path} holds no verify_metadata_1.csv nor other lists")
+        if missing := sorted(set(range(1, max(splits) + 1)) - set(splits)):
+            raise FileNotFoundError(f"{path} lacks the lists of splits {listing(missing)}")
         return cls(splits, lists.hashes)
 
     def write(self, folder: str | Path) -> None:
@@ -168,6 +172,16 @@ class IjbaProtocol:
                             f"{file} shows several people: name their embeddings {file}#{sighting} "
                             f"and {file}#{seen[file]}, after their SIGHTING_ID, and none {file}"
                         )
+
+
+def picture_of(name: str) -> str:
+    """Return the path of the picture that FILE or FILE#SIGHTING_ID calls, one a face.
+
+    >>> picture_of("img/1.jpg"), picture_of("img/1.jpg#55")
+    ('img/1.jpg', 'img/1#55')
+    """
+    file, mark, sighting = name.rpartition("#")
+    return f"{without_suffix(file)}#{sighting}" if mark and sighting.isdigit() else name
 
 
 def _split(
@@ -274,7 +288,7 @@ class _Lists(ListFiles):
             ) from None
         if missing := sorted(set(pairs.ravel().tolist()) - templates):
             raise ValueError(
-                f"{self.source.path}: {file} names {len(missing)} templates without a face, first "
-                f"{missing[:5]}: the lists do not belong together"
+                f"{self.source.path}: {file} names {len(missing)} templates without a "
+                f"face, the lists do not belong together: {listing(missing)}"
             )
         return pairs

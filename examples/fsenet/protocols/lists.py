@@ -1,11 +1,22 @@
 """The list files of a protocol: found wherever they lie in a folder or archive, and hashed."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.archives import Source
 
 LARGEST = 2**30  # bytes of a list; the pairs of IJB-C have 0.25 GB
+
+
+def listing(names: Sequence[object], most: int = 1000) -> str:
+    """Return all names, or as many as anybody could look through.
+
+    >>> listing(["a", "b"]), listing(["a", "b", "c"], most=1)
+    ('a, b', 'a and 2 more')
+    """
+    shown = ", ".join(map(str, names[:most]))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 class ListFiles:

@@ -1,10 +1,13 @@
-"""CALFW, CPLFW and CFP: pairs of pictures in ten folds, from the lists they are given out with.
+"""CALFW, CPLFW, CFP and others: pairs of pictures in ten folds, from lists beside the pictures.
 
 CALFW's `pairs_CALFW.txt` and CPLFW's `pairs_CPLFW.txt` have two lines a pair, `picture number`; the
 number is 0 for two people. They name all genuine pairs before all others: each kind is cut into ten
 contiguous parts. CFP's `Protocol/Pair_list_F.txt` and `Pair_list_P.txt` number the frontal pictures
 and the profiles, `1 ../Data/Images/001/frontal/01.jpg`, and `Protocol/Split/FP/01/same.txt` and
 `diff.txt` name pairs of a frontal picture and a profile, `12,7`; below `FF` both are frontal.
+
+`NAME_ann.txt` beside aligned pictures in `NAME_112x112/`, as AgeDB-30, LFW, CALFW and CPLFW are
+passed on, has a pair a line, `same path path`, fold by fold as in insightface's `.bin` files.
 
 Sources: Zheng, Deng, Hu, arXiv 1708.08197 (2017); Zheng, Deng, BUPT TR 18-01 (2018); Sengupta and
 others, WACV 2016.
@@ -20,7 +23,8 @@ from jaxtyping import Bool, Int
 from protocols.lists import ListFiles
 from protocols.pairs import Pairs, cut_in_folds
 
-Listed = Literal["calfw", "cplfw", "cfp_ff", "cfp_fp"]
+Listed = Literal["lfw", "agedb_30", "calfw", "cplfw", "cfp_ff", "cfp_fp"]
+ANNOTATED = ("lfw", "agedb_30")  # which have no list here but NAME_ann.txt
 FOLDS = 10
 
 
@@ -45,7 +49,12 @@ def read_pairs(path: str | Path, name: Listed) -> PairList:
         FileNotFoundError: a list is not there.
         ValueError: a line is not as it should be; the message names list and line.
     """
-    return _read_cfp(path, name[-2:].upper()) if name.startswith("cfp") else _read_plain(path, name)
+    lists, annotated = ListFiles(path), f"{name}_ann.txt"
+    if name in ANNOTATED or annotated in lists:
+        return _read_annotated(lists, annotated)
+    if name.startswith("cfp"):
+        return _read_cfp(lists, name[-2:].upper())
+    return _read_plain(lists, f"pairs_{name.upper()}.txt")
 
 
 def write_pairs(folder: str | Path, name: Listed, listed: PairList) -> None:
@@ -55,6 +64,12 @@ def write_pairs(folder: str | Path, name: Listed, listed: PairList) -> None:
         ValueError: CFP's pictures do not all lie in `<person>/frontal/` or `<person>/profile/`.
     """
     folder, pairs = Path(folder), listed.pairs
+    if name in ANNOTATED:
+        lines = [f"{int(pairs.same[i])} {listed.pictures[pairs.first[i]]} "
+                 f"{listed.pictures[pairs.second[i]]}"
+                 for i in np.lexsort((~pairs.same, pairs.fold))]  # fmt: skip
+        (folder / f"{name}_ann.txt").write_text("\n".join(lines) + "\n")
+        return
     if not name.startswith("cfp"):
         lines = []
         for kind in (True, False):
@@ -96,8 +111,29 @@ def contiguous_folds(same: Bool[np.ndarray, " p"]) -> Int[np.ndarray, " p"]:
     return folds
 
 
-def _read_plain(path: str | Path, name: str) -> PairList:
-    lists, file = ListFiles(path), f"pairs_{name.upper()}.txt"
+def _read_annotated(lists: ListFiles, file: str) -> PairList:
+    rows = [(n, x.split()) for n, x in enumerate(lists.text(file).splitlines(), 1) if x.strip()]
+    for number, fields in rows:
+        if len(fields) != 3 or fields[0] not in ("0", "1"):
+            raise ValueError(
+                f"{lists.source.path}: {file} line {number} should be 'same path path', same 0 or "
+                f"1; got {' '.join(fields)[:80]!r}"
+            )
+    same = np.array([fields[0] == "1" for _, fields in rows], dtype=bool)
+    if min(same.sum(), (~same).sum()) < FOLDS:
+        raise ValueError(
+            f"{lists.source.path}: {file} must hold {FOLDS} pairs of each kind at least; got "
+            f"{len(rows)} pairs"
+        )
+    folds = cut_in_folds(len(rows), FOLDS)
+    if len(np.unique(folds[same])) < FOLDS or len(np.unique(folds[~same])) < FOLDS:
+        folds = contiguous_folds(same)  # all pairs of one kind come first
+    names = ([fields[side] for _, fields in rows] for side in (1, 2))
+    return _listed(*names, same, folds, lists.hashes)
+
+
+def _read_plain(lists: ListFiles, file: str) -> PairList:
+    path = lists.source.path
     lines = [(n, x.split()) for n, x in enumerate(lists.text(file).splitlines(), 1) if x.strip()]
     for number, fields in lines:
         if len(fields) != 2 or not fields[1].isdigit():
@@ -122,8 +158,8 @@ def _read_plain(path: str | Path, name: str) -> PairList:
     return _listed(*names, same, contiguous_folds(same), lists.hashes)
 
 
-def _read_cfp(path: str | Path, views: str) -> PairList:
-    lists, known = ListFiles(path), {}
+def _read_cfp(lists: ListFiles, views: str) -> PairList:
+    path, known = lists.source.path, {}
     for view in sorted(set(views)):
         file, pictures = f"Pair_list_{view}.txt", {}
         for number, line in enumerate(lists.text(file).splitlines(), 1):

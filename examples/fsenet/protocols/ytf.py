@@ -9,16 +9,16 @@ Source: Wolf, Hassner, Maoz, CVPR 2011.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from data.archives import Source
 from jaxtyping import Bool, Float, Int
 
 from partlocal.evaluation.search import Vectors
+from protocols.lists import ListFiles, listing
 from protocols.rates import as_insightface, fold_rates
 from protocols.templates import pair_scores, template_vectors, unit_vectors
 
@@ -34,18 +34,18 @@ class YtfProtocol:
         second: the other.
         same: whether both show one person.
         fold: of each pair, from 0.
-        sha256: of the list.
+        hashes: sha256 of the list, by its place.
     """
 
     first: tuple[str, ...]
     second: tuple[str, ...]
     same: Bool[np.ndarray, " p"]
     fold: Int[np.ndarray, " p"]
-    sha256: str
+    hashes: dict[str, str]
 
     @classmethod
     def read(cls, path: str | Path) -> "YtfProtocol":
-        """Read `splits.txt`, or the one at the top of a folder, zip or tar.
+        """Read `splits.txt`, or the one in a folder, zip or tar, wherever it lies there.
 
         Raises:
             FileNotFoundError: there is no list.
@@ -53,13 +53,13 @@ class YtfProtocol:
         """
         path = Path(path)
         if path.is_file() and path.suffix == ".txt":
-            data = path.read_bytes()
+            text = path.read_text(encoding="utf-8", errors="replace")
+            hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
         else:
-            source = Source(path)
-            if "splits.txt" not in source:
-                raise FileNotFoundError(f"{path} holds no splits.txt at its top")
-            data = source.read("splits.txt")
-        titles, *lines = data.decode("utf-8", errors="replace").splitlines() or [""]
+            lists = ListFiles(path)
+            text, hashes = lists.text("splits.txt"), lists.hashes
+            path = path / lists.place("splits.txt")  # as errors call it
+        titles, *lines = text.splitlines() or [""]
         if not titles.lstrip('\ufeff" ').lower().startswith("split"):
             raise ValueError(
                 f"{path} must begin with a line of titles, 'split number, pair number, ...'; got "
@@ -80,12 +80,24 @@ class YtfProtocol:
             raise ValueError(f"{path} holds no pairs")
         first, second, same, split = zip(*rows, strict=True)
         fold = np.unique(split, return_inverse=True)[1]
-        return cls(first, second, np.array(same), fold, hashlib.sha256(data).hexdigest())
+        return cls(first, second, np.array(same), fold, hashes)
 
     @property
     def videos(self) -> frozenset[str]:
         """All videos of the pairs."""
         return frozenset(self.first + self.second)
+
+    def check_videos(self, names: Iterable[str]) -> None:
+        """Refuse frames that lack those of a video.
+
+        Raises:
+            ValueError: there are none of some videos; all are named.
+        """
+        if missing := sorted(self.videos - set(map(video_of, names))):
+            raise ValueError(
+                f"{len(missing)} of the list's {len(self.videos)} videos have no frame, which is "
+                f"named Name/video/frame: {listing(missing)}"
+            )
 
     def evaluate(
         self, names: Sequence[str], features: Vectors, frame_pairs: FramePairs = "none"
@@ -103,12 +115,8 @@ class YtfProtocol:
                 `template_vectors`.
         """
         videos, video = np.unique([video_of(name) for name in names], return_inverse=True)
+        self.check_videos(names)
         row = {name: number for number, name in enumerate(videos.tolist())}
-        if missing := sorted(self.videos - set(row)):
-            raise ValueError(
-                f"{len(missing)} of the list's {len(self.videos)} videos have no frame, which is "
-                f"named Name/video/frame: {', '.join(missing)}"
-            )
         a, b = (np.array([row[name] for name in side]) for side in (self.first, self.second))
         if frame_pairs == "none":
             _, vectors = template_vectors(features, video, np.zeros(len(video), int), unit=True)
