@@ -251,7 +251,6 @@ def test_one_line(tmp_path, monkeypatch):
     for name, rest in (("extract", ["--output", "o"]), ("evaluate", ["--protocol", "lfw"])):
         if name == "evaluate":
             monkeypatch.setattr("data.pair_sets.published_test_set", open_pictures)
-            rest += ["--all-folds"]
         embeddings = tmp_path / "e.npz"
         embeddings.touch()
         command = [name, embeddings, "--faces", tmp_path / "t.parquet", *rest]

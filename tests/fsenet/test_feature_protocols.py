@@ -195,11 +195,13 @@ def test_damaged(baseline, tmp_path, capsys, kind):
     path.write_bytes(whole[:300])
     kept, more = tmp_path / "kept", {"megaface": FEW} if kind == "megaface" else {}
     how = dict(features=kept, **more)
-    with pytest.raises(ValueError, match="^1 damaged pictures, and --damaged allows 0: replace th"):
+    with pytest.raises(
+        ValueError, match=r"^1 damaged pictures, and --damaged allows 0: replace th"
+    ):
         evaluated(capsys, baseline, kind, folder, **how)
     capsys.readouterr()
     if kind == "megaface":
-        with pytest.raises(ValueError, match="1 pictures .* could not be read .*: 0/0@N00/0.jpg$"):
+        with pytest.raises(ValueError, match=r"1 pictures .* could not be read .*: 0/0@N00/0.jpg$"):
             evaluated(capsys, baseline, kind, folder, damaged=1, **how)
     else:
         found = evaluated(capsys, baseline, kind, folder, damaged=1, **how)
@@ -273,12 +275,14 @@ def test_bad_embeddings_are_named(tmp_path):
 def test_paths_and_options(baseline, tmp_path):
     (tmp_path / "file").touch()
     arguments = Arguments(baseline, "ytf", tmp_path, features=tmp_path / "file")
-    with pytest.raises(FileExistsError, match="^--features: .*file is a file: name a folder$"):
+    with pytest.raises(FileExistsError, match=r"^--features: .*file is a file: name a folder$"):
         evaluate.main(arguments)
     arguments = dataclasses.replace(arguments, features=tmp_path / "no/x")
-    with pytest.raises(FileNotFoundError, match="^--features: .*no is no folder: make it first$"):
+    with pytest.raises(FileNotFoundError, match=r"^--features: .*no is no folder: make it first$"):
         evaluate.main(arguments)
-    with pytest.raises(ValueError, match="^--unit-features: leave it out, a network's descriptors"):
+    with pytest.raises(
+        ValueError, match=r"^--unit-features: leave it out, a network's descriptors"
+    ):
         evaluate.main(Arguments(baseline, "ijbc", tmp_path, unit_features=True))
-    with pytest.raises(ValueError, match="^--seed is for --megaface.cleaning insightface: leave"):
+    with pytest.raises(ValueError, match=r"^--seed is for --megaface.cleaning insightface: leave"):
         evaluate.main(Arguments(baseline, "megaface", tmp_path, seed=1))
