@@ -8,6 +8,7 @@ import runpy
 from dataclasses import replace
 from pathlib import Path
 
+import ablation.guides
 import ablation.study
 import ablation.timing
 import iresnet  # noqa: F401
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+import train_parser
 from ablation.arms import FSENET, Arm
 from ablation.evidence import in_paper, print_table, print_times, write_evidence
 from ablation.guides import gaussians, landmarks_of, parser_of
@@ -32,7 +34,7 @@ from options import PROFILES
 from torch.nn import functional as F
 from workplace import Workplace
 
-from partlocal import ParsingNet, SphereFace
+from partlocal import HELEN, ParsingNet, SphereFace
 from partlocal.backbone import Backbone
 from partlocal.evaluation import auc, ten_fold_accuracy
 from partlocal.landmarks import soft_argmax
@@ -246,6 +248,33 @@ def test_guides_are_trained(tmp_path):
     assert landmarks_of(how, 0, place).frozen
     with pytest.raises(ValueError, match="faces must be drawn ones to train the parser"):
         parser_of(Arm(parser=(1, 8)), None, how, 0, place)
+
+
+def test_landmarks_are_trained_as_the_parser_is(tmp_path, monkeypatch):
+    """Both see the same moved pictures, and points lie where the labels are."""
+    kept = []
+
+    def keep(stage, module, batches, schedule, place, prepare):
+        kept.append((prepare(*next(batches(0))), schedule))
+
+    for module in (ablation.guides, train_parser):
+        monkeypatch.setattr(module, "fit", keep)
+    place, how = Workplace(tmp_path, torch.device("cpu")), replace(SMALL, identities=40)
+    landmarks_of(how, 0, place)
+    parser_of(Arm(parser=(1, 4)), draw_faces(0, range(40), how.samples), how, 0, place)
+    ((images, points), schedule), ((others, labels), other) = kept
+    assert torch.equal(images, others)
+    assert schedule.steps == other.steps
+    assert [schedule.lr(x / 9) for x in range(10)] == [other.lr(x / 9) for x in range(10)]
+    distances = []
+    for label, eye in (("left_eye", range(36, 42)), ("right_eye", range(42, 48))):
+        for number, mask in enumerate(labels == HELEN.index(label)):
+            if mask.sum() > 30:
+                seen = mask.nonzero().flip(1).float().mean(0)
+                distances.append((points[number, list(eye)].mean(0) - seen).norm())
+    assert len(distances) > 30
+    # two pixels where they do not move alike, thirty where left and right do not trade places
+    assert torch.stack(distances).quantile(0.9) < 1
 
 
 def test_people_of_a_world():
