@@ -3,8 +3,8 @@
     python examples/fsenet/ablate.py --table 7 11 13 --seeds 5
     python docs/evidence.py
 
-Each block of the page is one table: our rows with the paper's numbers beside them, then what was
-found of each comparison.
+Two blocks of the page hold tables: our rows with the paper's numbers beside them, then what was
+found of each comparison. One says where the paper contradicts itself.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples/fsenet"))
 
 from ablation.evidence import claim_text, in_paper, percent
+from ablation.paper import conflicts, read_paper
 
 DOCS = Path(__file__).parent
 DATA = {"procedural": "drawn faces", "lfw": "LFW, its own folds"}
@@ -27,7 +28,8 @@ def blocks() -> dict[str, list[str]]:
     found.sort(key=lambda table: (table["table"], table["data"] != "procedural"))
     proofs = [line for table in found if table["evidence"] for line in section(table)]
     runs = [line for table in found if not table["evidence"] for line in section(table)]
-    return {"evidence": proofs[:-1], "runs": runs[:-1]}
+    contradictions = [f"- {text}" for text in conflicts(read_paper())]
+    return {"evidence": proofs[:-1], "runs": runs[:-1], "conflicts": contradictions}
 
 
 def section(table: dict[str, Any]) -> list[str]:
@@ -41,7 +43,6 @@ def section(table: dict[str, Any]) -> list[str]:
         name = f"table{table['table']}-{table['data']}.png"
         lines += ["", f"![The same table as a figure](evidence/{name})"]
     said = [f"- {claim_text(claim)}" for claim in table.get("claims", []) if table["evidence"]]
-    said += conflicts(table)
     return [*lines, "", *said, *[""] * bool(said)]
 
 
@@ -64,11 +65,6 @@ def times(table: dict[str, Any]) -> list[str]:
         f"| {in_paper(row['paper'])} |"
         for row in table["times"]
     ]
-
-
-def conflicts(table: dict[str, Any]) -> list[str]:
-    """Return where the paper contradicts itself in this table."""
-    return [f"- In the paper {text}." for text in table["conflicts"]]
 
 
 def _circumstances(table: dict[str, Any]) -> str:

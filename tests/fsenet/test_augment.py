@@ -1,4 +1,4 @@
-"""Augmentation: pictures, part maps and label maps move alike, as a slow oracle says."""
+"""Augmentation: pictures, part maps, label maps and points move alike, as a slow oracle says."""
 
 import math
 from dataclasses import replace
@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from data.augment import NUMBERS, Augmentation, _similarities, augment
+from data.augment import NUMBERS, Augmentation, _similarities, augment, move_points
 from data.batches import generator
+from data.procedural import FLIP68
+from kornia.geometry.linalg import transform_points
 from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 
 from partlocal import HELEN
@@ -130,6 +132,17 @@ def test_pictures_maps_and_labels_move_alike(how):
     assert set(named.unique().tolist()) == {0, label}  # no label is blended out of two
 
 
+def kornia_matrices(how, numbers, side):
+    """For each pixel of a moved picture, where it comes from, in pixels."""
+    dx, dy, size, turn = 2 * numbers[1:5] - 1
+    return get_affine_matrix2d(
+        how.shift * side * torch.stack([dx, dy], 1),
+        torch.full((len(dx), 2), (side - 1) / 2),
+        (1 + how.scale * size)[:, None].expand(-1, 2),
+        how.rotation * turn,
+    )
+
+
 @pytest.mark.parametrize("flip", [0, 1])
 def test_kornia_moves_them_alike(flip):
     """The same turn, size and shift in pixels, by kornia: pictures, part maps and label maps."""
@@ -138,16 +151,9 @@ def test_kornia_moves_them_alike(flip):
     pixels, moved, _ = augment(images, maps, PARTS, how, numbers(7, 6))
     _, named, _ = augment(images, labels, HELEN, how, numbers(7, 6))
 
-    dx, dy, size, turn = 2 * numbers(7, 6)[1:5] - 1
-
     def warp(x, mode, padding):
         side = x.shape[-1]
-        back = get_affine_matrix2d(
-            how.shift * side * torch.stack([dx, dy], 1),
-            torch.full((6, 2), (side - 1) / 2),
-            (1 + how.scale * size)[:, None].expand(-1, 2),
-            how.rotation * turn,
-        )
+        back = kornia_matrices(how, numbers(7, 6), side)
         return warp_affine(x, back.inverse()[:, :2], (side, side), mode, padding, True)
 
     flipped = images.float() / 255, maps, labels
@@ -159,6 +165,48 @@ def test_kornia_moves_them_alike(flip):
     nearest = warp(flipped[2][:, None].float(), "nearest", "border")[:, 0]
     assert (named == nearest).float().mean() > 0.999  # a sample may lie between two pixels
     assert (pixels - flipped[0]).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("flip", [0, 1])
+def test_kornia_moves_points_alike(flip):
+    how = Augmentation(flip=flip, shift=0.1, scale=0.2, rotation=25)
+    points = 48 * torch.rand(6, 5, 2, generator=generator(0))
+    partners = [1, 0, 2, 4, 3]
+    moved = move_points(points, partners, 48, how, numbers(7, 6))
+    expected = points
+    if flip:
+        expected = torch.stack([47 - points[:, partners, 0], points[:, partners, 1]], 2)
+    expected = transform_points(kornia_matrices(how, numbers(7, 6), 48).inverse(), expected)
+    torch.testing.assert_close(moved, expected, atol=1e-3, rtol=0)
+    assert (moved - points).norm(dim=2).mean() > 2
+
+
+def test_points_are_found_again():
+    """A dot is drawn at each point of a picture of its own, moved, and looked for."""
+    how, size, b = Augmentation(flip=0.5, shift=0.08, scale=0.15, rotation=20), 64, 12
+    points = 20 + 24 * torch.rand(b, 68, 2, generator=generator(0))
+    moved = move_points(points, FLIP68.tolist(), size, how, numbers(3, b))
+    seen = torch.empty(b, 68, 2)
+    at = torch.arange(size)
+    for n in range(68):
+        x, y = points[:, n, 0, None, None], points[:, n, 1, None, None]
+        dots = (-((at - x) ** 2 + (at[:, None] - y) ** 2) / 8).exp()
+        images = (255 * dots).round().to(torch.uint8)[:, None].expand(-1, 3, -1, -1)
+        pixels, _, mirrored = augment(images, None, HELEN, how, numbers(3, b))
+        seen[:, n] = size * centroid(pixels[:, 0]) - 0.5
+    assert 0 < mirrored.sum() < b
+    seen[mirrored] = seen[mirrored][:, FLIP68]  # a dot does not know that it is on the right now
+    torch.testing.assert_close(moved, seen, atol=0.1, rtol=0)
+    assert (moved - points).norm(dim=2).mean() > 2
+
+
+def test_points_mirrored_twice_are_where_they_were():
+    points = 112 * torch.rand(4, 68, 2, generator=generator(0))
+    once = move_points(points, FLIP68.tolist(), 112, FLIP, numbers(0))
+    assert (once - points).norm(dim=2).mean() > 2
+    again = move_points(once, FLIP68.tolist(), 112, FLIP, numbers(0))
+    torch.testing.assert_close(again, points, atol=1e-4, rtol=0)
+    assert torch.equal(move_points(points, FLIP68.tolist(), 112, STILL, numbers(0)), points)
 
 
 def test_moves_stay_within_their_ranges():

@@ -1,6 +1,7 @@
 """Formats into each other and back, byte for byte; tars; and what must be refused."""
 
 import io
+import struct
 import subprocess
 import sys
 import tarfile
@@ -78,6 +79,36 @@ def test_around(faces, tmp_path):
     assert open_pictures(last).paths[:2] == ("0000000/00000001.jpg", "0000001/00000002.jpg")
 
 
+def test_flat(faces, tmp_path):
+    """A flat .rec holds pictures alone, by hand and read; back through both layouts bytes stay."""
+    before = contents(faces)
+    flat, sides = tmp_path / "flat.rec", {}
+    assert convert(faces, flat, "--flat").stdout.endswith("identities; read again, equal\n")
+    data, at, records = flat.read_bytes(), 0, []
+    while at < len(data):
+        magic, length, flag, label, key, _ = struct.unpack_from("<IIIfQQ", data, at)
+        assert (magic, flag, key) == (0xCED7230A, 0, len(records))
+        records.append((at, int(label), data[at + 32 : at + 8 + length]))
+        at += 8 + (length + 3) // 4 * 4
+    assert sorted(record[1:] for record in records) == sorted(before)
+    assert [record[1:] for record in records] != before  # shuffled
+    lines = [f"{key}\t{offset}\n" for key, (offset, *_) in enumerate(records)]
+    assert flat.with_suffix(".idx").read_text() == "".join(lines)
+    assert (tmp_path / "property").read_text() == "5,112,112\n"
+
+    read = [record[1:] for record in records]
+    assert contents(flat) == read
+    flat.with_suffix(".idx").unlink()
+    assert contents(flat) == read  # read through instead
+    for side, options in (("sorted", ()), ("again", ("--flat",))):
+        (tmp_path / side).mkdir()
+        sides[side] = tmp_path / side / "train.rec"
+        assert convert(flat, sides[side], *options).returncode == 0
+        assert sorted(contents(sides[side])) == sorted(before)
+    sizes = [file.stat().st_size for file in sides.values()]
+    assert sizes[0] - sizes[1] == 6 * 40  # a header, and whose pictures are where
+
+
 def test_damaged_and_few(faces, tmp_path):
     victim = faces / "p4/2.jpg"
     victim.write_bytes(victim.read_bytes()[:-20])
@@ -102,6 +133,8 @@ def test_refused(faces, tmp_path):
             tmp_path / "a.tgz",
         ),
         "nowhere does not exist: pass pictures of people": (tmp_path / "nowhere", tmp_path / "b"),
+        "a.zip: --flat is a layout of .rec; name one": (faces, tmp_path / "a.zip", "--flat"),
+        "b: --flat is a layout of .rec; name one": (faces, tmp_path / "b", "--flat"),
         "is no folder: make it first": (faces, tmp_path / "no/b"),
         "--min-images 9: no identity has as many": (faces, tmp_path / "b", "--min-images", 9),
     }

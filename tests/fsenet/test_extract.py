@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from data.pictures import open_pictures
-from data.records import write_identities
+from data.record_layouts import write_identities
 from describe import describe
 from embeddings import embedding_rows, load_embeddings
 from extract import Extraction, open_to_describe

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -258,18 +259,42 @@ def test_official(tmp_path, around, suffix):
     assert one | {"list_sha256": None} == other | {"list_sha256": None}
 
 
+def lacks(path, texts):
+    """Return the error of a set that is not whole."""
+    with pytest.raises(ValueError) as caught:
+        LfwProtocol.read(write(path, texts))
+    return str(caught.value)
+
+
 def test_official_errors(tmp_path):
-    """Missing pictures, and pairs that put a person into two folds."""
+    """All pictures that are missing, and pairs that put a person into two folds."""
     texts = official()
-    del texts["lfw/P00_J._Doe/P00_J._Doe_0002.jpg"]
-    message = r"a.zip holds 3 pictures of P00_J._Doe but not P00_J._Doe_0002: add it"
-    with pytest.raises(ValueError, match=message):
-        LfwProtocol.read(write(tmp_path / "a.zip", texts))
-    texts = {name: text for name, text in official().items() if "P10_" not in name}
-    with pytest.raises(
-        ValueError, match=r"b.zip holds no picture of P10_J._Doe, whom pairs.txt na"
-    ):
-        LfwProtocol.read(write(tmp_path / "b.zip", texts))
+    gaps = ["Nobody_0001", "P00_J._Doe_0002", "P00_J._Doe_0003"]
+    for name in gaps:
+        del texts[f"lfw/{name[:-5]}/{name}.jpg"]
+    message = lacks(tmp_path / "a.zip", texts)
+    assert message.startswith(
+        f"{tmp_path}/a.zip lacks 3 pictures of 2 people, named in pairs.txt or"
+    )
+    assert message.endswith(f": {', '.join(gaps)}")
+
+    gone = ("P10_J._Doe", "P31_J._Doe")  # and all that pairs.txt has of them
+    texts = {name: text for name, text in texts.items() if not any(who in name for who in gone)}
+    rows = [line.split("\t") for line in texts["pairs.txt"].splitlines()[1:]]
+    sides = [(row[0], row[1]) for row in rows] + [(row[-2], row[-1]) for row in rows if row[3:]]
+    sides += [(row[0], row[2]) for row in rows if not row[3:]]
+    named = {f"{who}_{int(number):04d}" for who, number in sides if who in gone}
+    assert len({name[:3] for name in named}) == 2
+    message = lacks(tmp_path / "b.zip", texts)
+    assert f" lacks {3 + len(named)} pictures of 4 people, " in message
+    assert message.endswith(f": {', '.join(sorted([*gaps, *named]))}")
+    assert "\n" not in message
+
+    texts = official()
+    last = re.search(r"(P\d+_J._Doe)\t\d\t4\n", texts["pairs.txt"])[1]
+    del texts[f"lfw/{last}/{last}_0004.jpg"]  # no gap, but named
+    assert lacks(tmp_path / "d.zip", texts).endswith(f" numbering: {last}_0004")
+
     texts = official()
     texts["pairs.txt"] = texts["pairs.txt"].replace("P00_J._Doe\t1\t3", "P10_J._Doe\t1\t3")
     message = r"pairs.txt itself puts P10_J._Doe in fold 1, but pairs.txt has them in fold 0"

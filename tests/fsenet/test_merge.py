@@ -9,7 +9,7 @@ import pytest
 from data.damage import Damage
 from data.merge import MergedPictures, read_identity_list
 from data.pictures import open_pictures, open_sources
-from data.records import write_identities
+from data.record_layouts import write_identities
 from data.tables import write_table
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -10,7 +10,7 @@ from checkpoint import whole_file
 from machine import write_json
 from matplotlib import pyplot as plt
 
-NOT_TRANSCRIBED = "not transcribed"
+from ablation.paper import NOT_TRANSCRIBED
 
 
 def write_evidence(found: dict[str, Any], folder: Path) -> Path:

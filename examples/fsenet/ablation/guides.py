@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from data.augment import augment
+from data.augment import augment, move_points
 from data.batches import BatchPlan, load_batches
 from data.faces import DrawnFaces
-from data.procedural import ProceduralFaces
+from data.procedural import FLIP68, ProceduralFaces
 from fit import Batch, fit
 from jaxtyping import Float
 from options import Options, small_parser
@@ -54,7 +54,10 @@ def parser_of(
 
 
 def landmarks_of(options: Options, seed: int, place: Workplace) -> ParsingNet:
-    """Return a network that finds 68 landmarks, trained on drawn faces and frozen."""
+    """Return a network that finds 68 landmarks, trained on drawn faces and frozen.
+
+    Pictures are moved and lit as those of the parsers are, and points with them.
+    """
     how = replace(small_parser(), steps=min(PARSER_STEPS, options.steps))
     torch.manual_seed(seed)
     net = ParsingNet(POINTS, how.width, how.num_stacks, grid=how.grid).to(place.device)
@@ -62,14 +65,15 @@ def landmarks_of(options: Options, seed: int, place: Workplace) -> ParsingNet:
     optimizer = torch.optim.AdamW(module.parameters(), lr=how.lr, weight_decay=1e-4)
     plan = BatchPlan(how.batch_size, how.steps, seed)
     faces = DrawnLandmarks(seed, options.identities, options.samples)
-    light = replace(how.augmentation, flip=0.0, shift=0.0, scale=0.0, rotation=0.0)
+    partners = FLIP68.tolist()
 
     def batches(first: int) -> Iterator[Batch]:
         for numbers, (images, points) in load_batches(faces, plan, first):
             yield images, points, numbers
 
     def prepare(images: Tensor, points: Tensor, numbers: Tensor) -> Batch:
-        return augment(images, None, HELEN, light, numbers).images, points
+        points = move_points(points, partners, images.shape[-1], how.augmentation, numbers)
+        return augment(images, None, HELEN, how.augmentation, numbers).images, points
 
     here = _below(place, f"landmarks-seed{seed}")
     fit("landmarks", module, batches, Schedule(how.steps, how.rate, optimizer), here, prepare)

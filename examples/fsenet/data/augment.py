@@ -1,10 +1,12 @@
-"""Random geometry and light for a batch; part maps and labels move with their pictures."""
+"""Random geometry and light for a batch; part maps, labels and points move with their pictures."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -79,7 +81,7 @@ def augment(
     draw = numbers.to(images.device)
     pixels = images.float() / 255
 
-    mirrored = draw[0] < how.flip
+    mirrored = _mirrored(draw, how)
     pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
     if maps is not None:
         swap = mirrored.view(-1, *[1] * (maps.ndim - 1))
@@ -103,6 +105,43 @@ def augment(
         colourless = (draw[7] < how.grey).view(-1, 1, 1, 1)
         pixels = torch.where(colourless, pixels.mean(1, keepdim=True), pixels)
     return Augmented(pixels, maps, mirrored)
+
+
+def move_points(
+    points: Float[Tensor, "b n 2"],
+    partners: Sequence[int],
+    size: int,
+    how: Augmentation,
+    numbers: Float[Tensor, "m b"],
+) -> Float[Tensor, "b n 2"]:
+    """Move points as `augment` moves the pictures that they lie in, given the same `numbers`.
+
+    >>> eyes = torch.tensor([[[2.0, 4.0], [6.0, 5.0]]])
+    >>> move_points(eyes, [1, 0], 10, Augmentation(flip=1), torch.zeros(NUMBERS, 1))
+    tensor([[[3., 5.],
+             [7., 4.]]])
+
+    Args:
+        points: x, y in pixels; the centre of the first is (0, 0). They may leave the picture.
+        partners: for each point, the one that takes its place in a mirrored picture.
+        size: pixels of the pictures' side.
+        how, numbers: as `augment` gets them.
+    """
+    draw = numbers.to(points.device)
+    mirror = points[:, partners] * points.new_tensor([-1, 1]) + points.new_tensor([size - 1, 0])
+    points = torch.where(_mirrored(draw, how).view(-1, 1, 1), mirror, points)
+    if not how.moves:
+        return points
+    # The matrices say where each pixel comes from; points go the other way.
+    matrix = _similarities(draw[1:5], how).to(points.dtype)
+    turn, shift = matrix[:, :, :2], matrix[:, None, :, 2]
+    at = (2 * points + 1) / size - 1 - shift
+    at = at @ turn / turn[:, :, :1].square().sum(1, keepdim=True)  # its inverse: orthogonal columns
+    return ((at + 1) * size - 1) / 2
+
+
+def _mirrored(draw: Tensor, how: Augmentation) -> Tensor:
+    return draw[0] < how.flip
 
 
 def _similarities(draw: Tensor, how: Augmentation) -> Tensor:

@@ -3,13 +3,14 @@
     python examples/fsenet/data/convert.py faces/ train.rec
     python examples/fsenet/data/convert.py ms1m-retinaface-t1/ faces.zip
     python examples/fsenet/data/convert.py lfw112.zip lfw-%06d.tar --damaged 3
+    python examples/fsenet/data/convert.py train.rec flat/train.rec --flat
     python examples/fsenet/data/convert.py a.parquet b.zip all.tar --identity-list same.tsv
 
-Reads and writes a folder, zip or tar of `<identity>/<image>`, insightface's `.rec`, WebDataset's
-shards (`%06d` stands for their numbers) and Hugging Face's Parquet. The bytes of every picture stay
-as they are. A picture that cannot be decoded is named and left out, up to `--damaged` of them. At
-the end what was written is read again and compared. A `.rec` holds no names: from one, identities
-are called by their number and pictures by their key.
+Reads and writes a folder, zip or tar of `<identity>/<image>`, insightface's `.rec` in both of its
+layouts, WebDataset's shards (`%06d` stands for their numbers) and Hugging Face's Parquet. The bytes
+of every picture stay as they are. A picture that cannot be decoded is named and left out, up to
+`--damaged` of them. At the end what was written is read again and compared. A `.rec` holds no
+names: from one, identities are called by their number and pictures by their key.
 
 Several sources become one, see merge.py. What is shuffled in a Parquet file is slow to sort: write
 a `.rec` from it by way of a tar.
@@ -40,7 +41,7 @@ from data.damage import Damage
 from data.file_sets import files_of, is_numbered
 from data.images import IdentityPictures, load_rgb
 from data.pictures import enough_images, open_pictures, open_sources
-from data.records import write_identities
+from data.record_layouts import write_flat, write_identities
 from data.shards import write_shards
 from data.tables import write_table
 
@@ -58,6 +59,7 @@ class Arguments:
         min_images: leave out identities with fewer pictures.
         identity_list: a file of `identity <tab> name`, or `-` to leave somebody out.
         deduplicate: leave out pictures whose bytes another one of the same identity has.
+        flat: write a `.rec` of pictures alone, shuffled, for what reads it from its beginning.
     """
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -65,6 +67,7 @@ class Arguments:
     min_images: int = 1
     identity_list: Path | None = None
     deduplicate: bool = False
+    flat: bool = False
 
 
 def main(arguments: Arguments) -> None:
@@ -84,12 +87,16 @@ def main(arguments: Arguments) -> None:
         raise ValueError(
             f"{target}: expected a folder, or one of {' '.join(filter(None, WRITERS))}"
         )
+    if arguments.flat:
+        if target.suffix != ".rec":
+            raise ValueError(f"{target}: --flat is a layout of .rec; name one, or leave it out")
+        write = write_flat_records
     damage = Damage(arguments.damaged)
     pictures = open_sources(sources, damage=damage, identity_list=arguments.identity_list)
     if arguments.deduplicate:
         pictures = without_duplicates(pictures)
     pictures = enough_images(pictures, arguments.min_images)
-    reader = Reader(pictures, order_for(target, pictures))
+    reader = Reader(pictures, order_for(target, pictures, arguments.flat))
     try:
         write(target, reader)
         check(target, reader.written)
@@ -118,15 +125,15 @@ def without_duplicates(pictures: IdentityPictures) -> IdentityPictures:
     return pictures.take(first)
 
 
-def order_for(target: Path, pictures: IdentityPictures) -> list[int]:
+def order_for(target: Path, pictures: IdentityPictures, flat: bool) -> list[int]:
     """Return the order in which pictures are written to a target.
 
-    A .rec is sorted by identity. Shards and Parquet files are shuffled, for those who read them
-    from their beginning. Anything else takes pictures as they come, which is fastest.
+    A .rec is sorted by identity. Flat ones, shards and Parquet files are shuffled, for those who
+    read them from their beginning. Anything else takes pictures as they come, which is fastest.
     """
-    if target.suffix == ".rec":
+    if target.suffix == ".rec" and not flat:
         return pictures.labels.argsort(kind="stable").tolist()
-    if is_numbered(target) or target.suffix == ".parquet":
+    if flat or is_numbered(target) or target.suffix == ".parquet":
         return shuffled(len(pictures), generator(0), pictures.pieces).tolist()
     return list(range(len(pictures)))
 
@@ -231,6 +238,11 @@ def write_numbered(target: Path, items: Reader) -> None:
 def write_parquet(target: Path, items: Reader) -> None:
     """Write a table for Hugging Face's `datasets`."""
     write_table(target, items, items.pictures.identities)
+
+
+def write_flat_records(target: Path, items: Reader) -> None:
+    """Write a .rec of pictures alone."""
+    write_flat(target, items, items.pictures.identities)
 
 
 WRITERS: dict[str, Callable[[Path, Reader], None]] = {

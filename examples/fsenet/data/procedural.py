@@ -56,7 +56,8 @@ from .face_scene import (
     paint_occluder,
 )
 
-_FLIP68 = np.concatenate(
+# Which of iBUG's 68 points takes the place of each in a mirrored picture.
+FLIP68 = np.concatenate(
     [
         [*range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31],
         [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40],
@@ -86,7 +87,7 @@ class Face:
             np.ascontiguousarray(self.image[:, ::-1]),
             np.ascontiguousarray(_FLIP_LABELS[self.labels[:, ::-1]]),
             _mirror(self.points5[[1, 0, 2, 4, 3]], edge),
-            _mirror(self.points68[_FLIP68], edge),
+            _mirror(self.points68[FLIP68], edge),
             np.ascontiguousarray(self.glasses[:, ::-1]),
         )
 

@@ -15,7 +15,6 @@ Source: dmlc-core's recordio and MXNet's image recordio, as deepinsight/insightf
 """
 
 import struct
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -192,36 +191,6 @@ class RecordWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def write_identities(path: str | Path, pictures: Iterable[tuple[str, bytes]]) -> None:
-    """Write pictures in insightface's layout, with `property` beside.
-
-    Args:
-        path: of the `.rec`.
-        pictures: `<identity>/<image>` and the encoded picture, those of an identity in a row.
-
-    Raises:
-        ValueError: an identity comes twice.
-    """
-    ranges: list[list[float]] = []
-    people: dict[str, int] = {}
-    key = 1
-    with RecordWriter(path) as writer:
-        for name, picture in pictures:
-            owner = name.split("/")[0]
-            label = people.setdefault(owner, len(people))
-            if label == len(ranges):
-                ranges.append([key, key])
-            elif label != len(ranges) - 1:
-                raise ValueError(f"pictures of {owner!r} come twice: sort them by identity")
-            writer.write(key, pack((float(label),), picture, key))
-            key += 1
-            ranges[-1][1] = key
-        for number, (first, end) in enumerate(ranges):
-            writer.write(key + number, pack((float(first), float(end))))
-        writer.write(0, pack((float(key), float(key + len(ranges)))))
-    Path(path).with_name("property").write_text(f"{len(ranges)},112,112\n")
 
 
 class IdentityRecords(IdentityPictures):

@@ -90,12 +90,17 @@ def parse_identities(lines: Sequence[str]) -> tuple[dict[str, int], dict[str, in
     return folds, images
 
 
-def count_pictures(source: Source) -> dict[str, int]:
+def count_pictures(source: Source, named: Iterable[str]) -> dict[str, int]:
     """Return how many pictures there are of each person, from their names.
+
+    Args:
+        source: where they lie.
+        named: pictures that must be there, as `Name/Name_0001.jpg`.
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: the numbers of somebody's pictures leave one out.
+        ValueError: some of `named` are not there, or somebody's numbers leave some out; the message
+            has all of them.
     """
     numbers: dict[str, set[int]] = {}
     for name in filter(is_image, source.names):
@@ -107,12 +112,14 @@ def count_pictures(source: Source) -> dict[str, int]:
             f"{source.path} holds neither identity_folds.txt at its top nor pictures called "
             "Name/Name_0001.jpg: it is not LFW's"
         )
-    for person, found in numbers.items():
-        if missing := set(range(1, len(found) + 1)) - found:
-            raise ValueError(
-                f"{source.path} holds {len(found)} pictures of {person} but not "
-                f"{person}_{min(missing):04d}: add it"
-            )
+    present = {f"{who}_{n:04d}" for who, found in numbers.items() for n in found}
+    wanted = {f"{who}_{n:04d}" for who, found in numbers.items() for n in range(1, max(found) + 1)}
+    if missing := sorted((wanted | set(map(stem_of, named))) - present):
+        people = len({name.rpartition("_")[0] for name in missing})
+        raise ValueError(
+            f"{source.path} lacks {len(missing)} pictures of {people} people, "
+            f"named in pairs.txt or skipped in numbering: {', '.join(missing)}"
+        )
     return {person: len(found) for person, found in numbers.items()}
 
 
