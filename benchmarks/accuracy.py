@@ -56,7 +56,10 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Run the trials that are missing, print both tables, write JSON and figure."""
-    how = (arguments.seeds, arguments.steps, arguments.quick, arguments.trials)
+    if arguments.quick and arguments.seeds != Arguments.seeds:
+        raise ValueError("--quick runs one seed: leave --seeds out")
+    seeds = Study.seeds if arguments.quick else arguments.seeds
+    how = (seeds, arguments.steps, arguments.quick, arguments.trials)
     studies = [Study("procedural", None, *how)]
     if arguments.faces is not None:
         studies.append(Study("lfw", arguments.faces, *how))

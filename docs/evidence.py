@@ -8,6 +8,7 @@ found of each comparison. One says where the paper contradicts itself.
 """
 
 import json
+import math
 import runpy
 import sys
 from pathlib import Path
@@ -29,7 +30,8 @@ def blocks() -> dict[str, list[str]]:
     proofs = [line for table in found if table["evidence"] for line in section(table)]
     runs = [line for table in found if not table["evidence"] for line in section(table)]
     contradictions = [f"- {text}" for text in conflicts(read_paper())]
-    return {"evidence": proofs[:-1], "runs": runs[:-1], "conflicts": contradictions}
+    folds = [line for table in found if table.get("by_folds") for line in by_folds(table)]
+    return {"evidence": proofs[:-1], "folds": folds, "runs": runs[:-1], "conflicts": contradictions}
 
 
 def section(table: dict[str, Any]) -> list[str]:
@@ -55,6 +57,24 @@ def arms(table: dict[str, Any]) -> list[str]:
         cells += [f"{100 * over['tar_at_far_0.01']['mean']:.1f}", in_paper(row["paper"])]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def by_folds(table: dict[str, Any]) -> list[str]:
+    """Return what the networks that were tested on LFW's folds 8 and 9 scored, if there are some.
+
+    One seed: its intervals are those over pairs, 1.96 standard errors to either side.
+    """
+    if table["table"] != 7 or [8, 9] not in (seeds := [x["folds"] for x in table["by_folds"]]):
+        return []
+    seed = seeds.index([8, 9])
+    lines = ["| arm | accuracy, % (95 %) |", "|---|---:|"]
+    for row in table["rows"]:
+        share = row["by_seed"]["accuracy"][seed]
+        reach = 1.96 * math.sqrt(share * (1 - share) / row["pairs_by_seed"][seed])
+        lines.append(f"| {row['name']} | {100 * share:.2f} ({100 * (share - reach):.2f} to "
+                     f"{100 * (share + reach):.2f}) |")  # fmt: skip
+    claims = table["by_folds"][seed]["claims"]
+    return [*lines, "", *(f"- {claim_text(claim)}" for claim in claims)]
 
 
 def times(table: dict[str, Any]) -> list[str]:

@@ -49,6 +49,13 @@ class Arguments(Study):
 def main(arguments: Arguments) -> None:
     """Run what is missing, then judge, print and write each table."""
     arguments.check()
+    if not arguments.table:
+        raise ValueError("--table needs numbers of tables, 5 to 14")
+    if set(arguments.table) == {TIMES} and (arguments.seeds, arguments.steps) != (
+        Study.seeds,
+        None,
+    ):
+        raise ValueError("--seeds and --steps are for trainings: leave them out with --table 14")
     keep_freed_memory()
     rows = [row for number in arguments.table if number != TIMES for row in TABLES[number].rows]
     trials = arguments.collect([row.arm for row in rows])

@@ -5,7 +5,7 @@
     python examples/fsenet/train.py --resume                          # go on where a run was killed
     torchrun --nproc_per_node=2 examples/fsenet/train.py              # several processes
 
-The first line takes about eight minutes on two CPU cores. Expect in its table: both halves joined
+The first line takes five to eight minutes on two CPU cores. Expect in its table: both halves joined
 near 90 %, the global-only network between 87 and 90 %, the untrained one near 56 %.
 Everything a run leaves lies in one folder: network/, baseline/, metrics.json, report.html.
 """

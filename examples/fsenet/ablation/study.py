@@ -23,7 +23,7 @@ from ablation.paper import conflicts, paper_row, read_paper
 from ablation.tables import TABLES
 from ablation.trial import Trial, run_trial
 from ablation.verdict import judge
-from ablation.world import World, drawn_world, lfw_world
+from ablation.world import World, drawn_world, lfw_world, test_folds
 from partlocal import ParsingNet
 
 Data = Literal["procedural", "lfw"]
@@ -59,6 +59,8 @@ class Study:
                 drawn, or would be tested twice.
         """
         check_numbers(self)
+        if self.quick and self.seeds != Study.seeds:
+            raise ValueError("--quick runs one seed: leave --seeds out")
         if self.data == "lfw" and self.faces is None:
             raise ValueError("--data lfw needs --faces: LFW as a folder or zip with its lists")
         if self.data == "procedural" and self.faces is not None:
@@ -101,6 +103,11 @@ class Study:
         table, paper = TABLES[number], read_paper()
         rows, claims = judge(table, trials, self.options.local_weight)
         own = [trial.about["versions"] for row in table.rows for trial in trials[row.arm]]
+        apart = []
+        for seed in range(self.seeds if self.data == "lfw" else 0):
+            one = {row.arm: trials[row.arm][seed : seed + 1] for row in table.rows}
+            found = judge(table, one, self.options.local_weight)[1]
+            apart.append({"folds": test_folds(seed), "claims": found})
         return {
             "table": number,
             "title": table.title,
@@ -113,6 +120,7 @@ class Study:
             "versions": {name: sorted({one[name] for one in own}) for name in own[0]},
             "rows": [{**row, "paper": paper_row(paper, number, row["name"])} for row in rows],
             "claims": claims,
+            "by_folds": apart,
             "conflicts": conflicts(paper, number),
         }
 

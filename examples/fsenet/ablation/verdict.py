@@ -45,11 +45,14 @@ def judge(
             "tar_at_far_0.01": [float(tar_at_far(c, t.same, FAR)) for t, c in scored],
         }
         spreads = {name: spread(values)._asdict() for name, values in measured.items()}
-        rows.append({"name": row.name, "by_seed": measured, "over_seeds": spreads})
+        pairs = [len(found.correct) for found in folds]
+        rows.append(
+            {"name": row.name, "by_seed": measured, "over_seeds": spreads, "pairs_by_seed": pairs}
+        )
     compared = [
-        {"of_the_paper": pairs is table.claims, **compare(first, second, correct)}
-        for pairs in (table.claims, table.controls)
-        for first, second in pairs
+        {"of_the_paper": claims is table.claims, **compare(first, second, correct)}
+        for claims in (table.claims, table.controls)
+        for first, second in claims
     ]
     return rows, compared
 

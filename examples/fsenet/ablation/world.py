@@ -77,13 +77,22 @@ def drawn_world(seed: int, options: Options) -> World:
     )
 
 
+def test_folds(seed: int) -> tuple[int, int]:
+    """Return the two of LFW's folds that a seed tests.
+
+    >>> test_folds(4)
+    (8, 9)
+    """
+    first = 2 * seed % 10
+    return first, first + 1
+
+
 def lfw_world(seed: int, path: Path) -> World:
     """Split LFW by its folds: those of a seed test, so that five seeds test all ten.
 
     All people of the other folds and of none train; those with many pictures are marked.
     """
-    first = 2 * seed % 10
-    folds = (first, first + 1)
+    folds = test_folds(seed)
     protocol = LfwProtocol.read(path)
     test = lfw_test_set(path, protocol, folds)
     pictures, images = decode_all(open_pictures(path, protocol.train_identities(folds), SIZE))
