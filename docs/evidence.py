@@ -8,7 +8,6 @@ found of each comparison. One says where the paper contradicts itself.
 """
 
 import json
-import math
 import runpy
 import sys
 from pathlib import Path
@@ -69,8 +68,7 @@ def by_folds(table: dict[str, Any]) -> list[str]:
     seed = seeds.index([8, 9])
     lines = ["| arm | accuracy, % (95 %) |", "|---|---:|"]
     for row in table["rows"]:
-        share = row["by_seed"]["accuracy"][seed]
-        reach = 1.96 * math.sqrt(share * (1 - share) / row["pairs_by_seed"][seed])
+        share, reach = row["by_seed"]["accuracy"][seed], 1.96 * row["standard_errors"][seed]
         lines.append(f"| {row['name']} | {100 * share:.2f} ({100 * (share - reach):.2f} to "
                      f"{100 * (share + reach):.2f}) |")  # fmt: skip
     claims = table["by_folds"][seed]["claims"]

@@ -51,10 +51,8 @@ def main(arguments: Arguments) -> None:
     arguments.check()
     if not arguments.table:
         raise ValueError("--table needs numbers of tables, 5 to 14")
-    if set(arguments.table) == {TIMES} and (arguments.seeds, arguments.steps) != (
-        Study.seeds,
-        None,
-    ):
+    trains = (arguments.seeds, arguments.steps) != (Study.seeds, None)
+    if trains and set(arguments.table) == {TIMES}:
         raise ValueError("--seeds and --steps are for trainings: leave them out with --table 14")
     keep_freed_memory()
     rows = [row for number in arguments.table if number != TIMES for row in TABLES[number].rows]

@@ -68,6 +68,14 @@ class Embeddings(NamedTuple):
             raise ValueError(f"{self.path} holds {len(there)} embeddings of {name}")
         return there[0] if there else LOST if fit else ABSENT
 
+    def refuse(self, sign: int, names: Sequence[str], index: Int[np.ndarray, " w"]) -> None:
+        """Raise, with all their names, if some were found `ABSENT` or `LOST`."""
+        what = {ABSENT: "have no embedding", LOST: "could not be read when described"}[sign]
+        if missing := [name for name, row in zip(names, index, strict=True) if row == sign]:
+            raise ValueError(
+                f"{self.path}: {len(missing)} pictures of the protocol {what}: {listing(missing)}"
+            )
+
     def rows(self, index: Int[np.ndarray, " r"]) -> "NamedRows":
         """Return some rows, which are checked when they are read."""
         return NamedRows(self, index)
@@ -132,11 +140,8 @@ def embedding_rows(path: Path, names: Sequence[str]) -> NamedRows:
     """
     found = load_embeddings(path)
     index = found.find(names)
-    for sign, what in ((ABSENT, "have no embedding"), (LOST, "could not be read when described")):
-        if missing := [name for name, row in zip(names, index, strict=True) if row == sign]:
-            raise ValueError(
-                f"{path}: {len(missing)} pictures of the protocol {what}: {listing(missing)}"
-            )
+    for sign in (ABSENT, LOST):
+        found.refuse(sign, names, index)
     return found.rows(index)
 
 

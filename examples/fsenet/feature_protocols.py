@@ -110,13 +110,7 @@ class Ijb(FeatureProtocol):
         """See there; faces that could not be read are left out and counted."""
         loaded = load_embeddings(embeddings)
         index = loaded.find(self.lists.names)
-        if (index == ABSENT).any():
-            missing = [name for name, row in zip(self.lists.names, index, strict=True)
-                       if row == ABSENT]  # fmt: skip
-            raise ValueError(
-                f"{embeddings}: {len(missing)} faces of the lists have no embedding: "
-                f"{listing(missing)}"
-            )
+        loaded.refuse(ABSENT, self.lists.names, index)
         there = np.flatnonzero(index >= 0)
         lists = self.lists if len(there) == len(index) else self.lists.take(there)
         flags = {

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from protocols.rates import fold_rates
 
 from ablation.arms import Arm
 from ablation.tables import Row, Table
 from ablation.trial import Trial
-from partlocal.evaluation import auc, paired_accuracy_test, tar_at_far, ten_fold_accuracy
+from partlocal.evaluation import paired_accuracy_test
 
 Verdict = Literal["better", "worse", "not decided"]
-FAR = 0.01
 
 
 class Spread(NamedTuple):
@@ -37,18 +37,18 @@ def judge(
     rows, correct = [], {}
     for row in table.rows:
         scored = [(t, _cosines(row, t, weight)) for t in trials[row.arm]]
-        folds = [ten_fold_accuracy(cosines, t.same, t.fold) for t, cosines in scored]
-        correct[row.name] = [found.correct for found in folds]
+        found = [fold_rates(cosines, t.same, t.fold) for t, cosines in scored]
+        correct[row.name] = [folds.correct for _, folds in found]
+        rates = [one for one, _ in found]
         measured = {
-            "accuracy": [found.mean for found in folds],
-            "auc": [auc(cosines, t.same) for t, cosines in scored],
-            "tar_at_far_0.01": [float(tar_at_far(c, t.same, FAR)) for t, c in scored],
+            "accuracy": [one["accuracy"] for one in rates],
+            "auc": [one["auc"] for one in rates],
+            "tar_at_far_0.01": [one["tar_at_far"]["strict"]["0.01"] for one in rates],
         }
         spreads = {name: spread(values)._asdict() for name, values in measured.items()}
-        pairs = [len(found.correct) for found in folds]
-        rows.append(
-            {"name": row.name, "by_seed": measured, "over_seeds": spreads, "pairs_by_seed": pairs}
-        )
+        errors = [one["standard_error"] for one in rates]
+        rows.append({"name": row.name, "by_seed": measured, "over_seeds": spreads,
+                     "standard_errors": errors})  # fmt: skip
     compared = [
         {"of_the_paper": claims is table.claims, **compare(first, second, correct)}
         for claims in (table.claims, table.controls)

@@ -130,12 +130,12 @@ def write_ijba(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
         first, second = np.triu_indices(48, 1)
         splits[n] = Split(compared, first, second, gallery, probes)
     IjbaProtocol(splits, {}).write(folder)
-    features = centres[shown] + NOISE * rng.normal(size=(len(names), D))
+    features = _embed(rng, centres[shown])
     faces = _draw(seed, tuple(np.repeat(np.arange(24), IJBA_SAMPLES).tolist()))
     files = [picture_of(name) + ".jpg" * ("#" in name) for name in names]
     pictures = [faces[who * IJBA_SAMPLES + n % IJBA_SAMPLES] for n, who in enumerate(shown)]
     _save(folder / ALIGNED, files, pictures)
-    return names, features.astype(np.float32)
+    return names, features
 
 
 def make_ijb(name: Name, seed: int = 0, people: int = 30) -> tuple[IjbProtocol, np.ndarray]:
@@ -240,12 +240,12 @@ def write_ytf(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
         for x in range(2):
             rows.append(f"{fold}, {len(rows) + 1}, {a}/{x}, {b}/{x}, 0")
     people = np.repeat(np.arange(2 * FOLDS), 2 * 3)
-    features = rng.normal(size=(2 * FOLDS, D))[people] + NOISE * rng.normal(size=(len(people), D))
+    features = _embed(rng, rng.normal(size=(2 * FOLDS, D))[people])
     _save(folder / ALIGNED, names, _draw(seed, tuple(people.tolist())))
     titles = "split number, pair number, first name, second name, is same"
     (folder / "splits.txt").write_text("\n".join([titles, *rows]) + "\n")
     YtfProtocol.read(folder)
-    return names, features.astype(np.float32)
+    return names, features
 
 
 def _twenty(seed: int, second: int = 1) -> tuple[Pairs, list[bytes], np.ndarray]:
@@ -268,8 +268,12 @@ def _twenty(seed: int, second: int = 1) -> tuple[Pairs, list[bytes], np.ndarray]
         np.tile(np.arange(2 * FOLDS) // 2, 2),
         None,
     )
-    features = rng.normal(size=(2 * FOLDS, D))[people] + NOISE * rng.normal(size=(len(people), D))
-    return pairs, _draw(seed, tuple(people.tolist())), features.astype(np.float32)
+    features = _embed(rng, rng.normal(size=(2 * FOLDS, D))[people])
+    return pairs, _draw(seed, tuple(people.tolist())), features
+
+
+def _embed(rng: np.random.Generator, directions: np.ndarray) -> np.ndarray:
+    return (directions + NOISE * rng.normal(size=directions.shape)).astype(np.float32)
 
 
 @lru_cache(maxsize=1)

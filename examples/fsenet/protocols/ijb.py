@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from partlocal.evaluation import Highest, auc, score_blocks, standings
 from protocols.lists import ListFiles, listing
-from protocols.rates import named, tar_at_fars
+from protocols.rates import MODES, named, tar_at_fars
 from protocols.templates import pair_scores, template_subjects, template_vectors
 
 Name = Literal["ijbb", "ijbc"]
@@ -171,14 +171,13 @@ class IjbProtocol:
 
     def _open_set(self, ids: np.ndarray, vectors: np.ndarray) -> dict[str, Any]:
         """Look for all probes in each gallery, which lacks the people of the other."""
-        modes: tuple[Literal["strict", "parity"], ...] = ("strict", "parity")
         probes = vectors[np.searchsorted(ids, self.probes.templates)]
-        tpir: dict[str, list[np.ndarray]] = {mode: [] for mode in modes}
+        tpir: dict[str, list[np.ndarray]] = {mode: [] for mode in MODES}
         hits, mated = np.zeros(len(RANKS)), 0
         for gallery in self.galleries.values():
             entries = vectors[np.searchsorted(ids, gallery.templates)]
             found_in = standings(probes, entries, gallery.subjects, self.probes.subjects)
-            for mode in modes:
+            for mode in MODES:
                 tpir[mode].append(found_in.tpir_at_fpir(np.array(FPIRS), mode))
             has = np.count_nonzero(found_in.mated)
             ranks = np.minimum(RANKS, found_in.entries)

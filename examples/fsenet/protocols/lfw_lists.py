@@ -7,6 +7,8 @@ from operator import itemgetter
 from data.archives import Source
 from data.images import is_image, without_suffix
 
+from protocols.lists import listing
+
 _NUMBER = re.compile("[0-9]{4}")
 
 
@@ -118,7 +120,7 @@ def count_pictures(source: Source, named: Iterable[str]) -> dict[str, int]:
         people = len({name.rpartition("_")[0] for name in missing})
         raise ValueError(
             f"{source.path} lacks {len(missing)} pictures of {people} people, "
-            f"named in pairs.txt or skipped in numbering: {', '.join(missing)}"
+            f"named in pairs.txt or skipped in numbering: {listing(missing)}"
         )
     return {person: len(found) for person, found in numbers.items()}
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from partlocal.evaluation import FoldAccuracy, auc, tar_at_far, ten_fold_accuracy
 
 FARS = (1e-3, 1e-2, 1e-1)  # of some thousands of pairs; a lower rate would be that of no accept
-_MODES: tuple[Literal["strict", "parity"], ...] = ("strict", "parity")
+MODES: tuple[Literal["strict", "parity"], ...] = ("strict", "parity")
 
 
 def fold_rates(
@@ -39,7 +39,7 @@ def tar_at_fars(
     scores: Float[np.ndarray, " p"], same: Bool[np.ndarray, " p"], fars: tuple[float, ...]
 ) -> dict[str, dict[str, float]]:
     """Return the rates of genuine pairs that are accepted, strict and as insightface counts."""
-    return {m: named(fars, tar_at_far(scores, same, np.array(fars), m)) for m in _MODES}
+    return {m: named(fars, tar_at_far(scores, same, np.array(fars), m)) for m in MODES}
 
 
 def as_insightface(scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> dict[str, float]:
