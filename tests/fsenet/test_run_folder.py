@@ -159,18 +159,19 @@ def test_one_run_at_a_time(tmp_path):
         [sys.executable, "-c", holder, place.folder], stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(Path(run_folder.__file__).parent)},
     )  # fmt: skip
-    with other:
+    try:
         assert other.stdout.readline() == b"held\n"
         starts = (place.folder / "starts.jsonl").read_text()
         again = having(output=place.folder, resume=True)
         with pytest.raises(BlockingIOError, match=r"run is written by another process: end it, or"):
             opened(again, "default")
         assert (place.folder / "starts.jsonl").read_text() == starts
+    finally:  # or the test would wait for it
         other.kill()
-        other.wait()
+        other.communicate()
+    opened(again, "default")
+    with hold(place.folder):  # the process that has it itself
         opened(again, "default")
-        with hold(place.folder):  # the process that has it itself
-            opened(again, "default")
 
 
 def test_a_run_says_how_it_began(tmp_path, monkeypatch):
