@@ -236,9 +236,10 @@ def test_extracted_first(baseline, tmp_path, capsys):
     """As with several GPUs: the folder that extract.py leaves gives the same numbers."""
     folder = world("ijba", tmp_path / "w")
     thin(folder / "aligned", keep="img/100#100.jpg")
-    for path in (folder / "aligned/img").glob("*.jpg"):
-        if "#" not in path.name:
-            path.rename(path.with_suffix(".jpeg"))
+    plain = [path for path in (folder / "aligned").rglob("*.*") if "#" not in path.name]
+    for path in plain:
+        path.rename(path.with_suffix(".jpeg"))
+    assert len(plain) > 50
     how = extract.Extraction(dtype="fp32", precision="fp32")
     pictures = extract.open_to_describe(folder / "aligned")
     extract.extract(baseline, pictures, tmp_path / "f", how)

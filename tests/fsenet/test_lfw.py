@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from protocols import lfw
 from protocols.lfw import LfwProtocol
+from protocols.lfw_lists import format_pairs, parse_pairs
 
 REAL = Path(__file__).parents[2] / "../shared/data/lfw112.zip"
 FOLDS, EACH, PICTURES = 4, 6, 4
@@ -300,6 +301,14 @@ def test_official_errors(tmp_path):
     message = r"pairs.txt itself puts P10_J._Doe in fold 1, but pairs.txt has them in fold 0"
     with pytest.raises(ValueError, match=message):
         LfwProtocol.read(write(tmp_path / "c.zip", texts))
+
+
+def test_pairs_are_written_as_they_are_read():
+    lines = ["2\t1", "Ann_B\t1\t12", "Ann_B\t3\tCy\t4", "Di\t5\t6", "Ed Jr.\t7\tDi\t1080"]
+    first, second, same, fold = parse_pairs(lines)
+    order = [3, 0, 2, 1]
+    mixed = ([column[i] for i in order] for column in (first, second, same, fold))
+    assert format_pairs(*mixed).splitlines() == lines
 
 
 def test_missing(tmp_path):
