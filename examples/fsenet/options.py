@@ -127,27 +127,26 @@ PROFILES = {
             shift=0.06, scale=0.1, rotation=8, brightness=0.3, contrast=0.3, grey=0.1
         ),
     ),
-    # Where in the paper each value stands; docs/paper.md says how each place is read.
+    # docs/paper.md has the paper's sentence for each value.
     "paper": replace(
         DEFAULT,
         profile="paper",
-        backbone="iresnet50",  # fig. 5: ArcFace's residual network, 128 channels at 28x28
-        map_size=28,  # eq. 6 and fig. 5; table 12 compares 56 and 14
-        # Two hourglasses at 128x128, place not known; how long they train is not said.
+        backbone="iresnet50",
+        map_size=28,
         parser_options=ParserOptions(num_stacks=2, grid=128, steps=20_000),
-        min_images=20,  # table 5: 85 K of 110 K people, 7.2 M of 8 M pictures
-        steps=400_000,  # 4.1
-        batch_size=128,  # 4.1
-        lr=0.1,  # 4.1
-        milestones=(0.25, 0.5, 0.75),  # 4.1: divided by ten every 100k steps
-        warmup=0.0,  # none is mentioned
-        momentum=0.9,  # 4.1
-        weight_decay=5e-4,  # 4.1
-        margin=1.5,  # table 6: the best of 0.5, 1 and 1.5
-        scale=64.0,  # not given; ArcFace's
-        local_loss_weight=1.0,  # eq. 3: the losses are added 1 : 1
-        local_weight=0.6,  # table 8
-        test_time="concatenation",  # eq. 5
+        min_images=20,
+        steps=400_000,
+        batch_size=128,
+        lr=0.1,
+        milestones=(0.25, 0.5, 0.75),
+        warmup=0.0,
+        momentum=0.9,
+        weight_decay=5e-4,
+        margin=1.5,
+        scale=64.0,
+        local_loss_weight=1.0,
+        local_weight=0.6,
+        test_time="concatenation",
         workers=8,
     ),
 }

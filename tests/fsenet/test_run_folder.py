@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from options import DEFAULT, PROFILES, parse_options
 from results import print_results, speed, write_results
 from run_folder import discard_unused, hold, plain, workplace
 from telemetry import Fitted
+from train_parser import ParserOptions
 from workplace import Workplace
 
 from partlocal import HELEN, ParsingNet, PartLocalNet
@@ -283,6 +285,18 @@ def test_options():
     a, b = having(resume=True, output=Path("x")), having(faces=(Path("x"),))
     assert plain(a) == plain(DEFAULT) != plain(b)
     assert json.loads(json.dumps(plain(b))) == plain(b)
+
+
+def test_the_paper_profile_is_the_table_of_its_sentences():
+    """The options of the table, passed one by one, are the profile; each row has its sentence."""
+    page = Path(__file__).resolve().parents[2] / "docs/paper.md"
+    rows = re.findall(r"\| `(--\S+)` \| (.+?) \| .+\. \| .*\|", page.read_text(encoding="utf-8"))
+    given = [word for option, value in rows for word in (option, *value.split())]
+    read, paper = parse_options(given), PROFILES["paper"]
+    moved = paper.parser_options.augmentation
+    parser = dataclasses.replace(read.parser_options, augmentation=moved)
+    assert dataclasses.replace(read, profile="paper", parser_options=parser) == paper
+    assert moved == ParserOptions().augmentation
 
 
 def test_options_hold_no_folders():
