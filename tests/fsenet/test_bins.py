@@ -9,7 +9,7 @@ import struct
 import evaluate
 import numpy as np
 import pytest
-from evaluate import Arguments
+from evaluate_options import Arguments
 from PIL import Image
 from protocols import bins
 from protocols.bins import read_bin, write_bin

@@ -12,7 +12,7 @@ import pytest
 import torch
 from data.archives import DamagedImage
 from describe import describe
-from evaluate import Arguments
+from evaluate_options import Arguments
 from extract import open_to_describe
 from model import GlobalNet, load_network
 from PIL import Image

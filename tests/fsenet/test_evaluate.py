@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from data.faces import TestSet as Faces
-from evaluate import Arguments, read_embeddings
+from embeddings import read_embeddings
+from evaluate_options import Arguments, check
 from feature_protocols import MegafaceOptions
 from machine import choose_precision
 from model import GlobalNet, load_network
@@ -184,9 +185,9 @@ def test_options_of_other_protocols(tmp_path, name, option, value, protocols):
         evaluate.main(Arguments(path, name, **{option: value}))
     known = next(iter(protocols.split(", ")))
     ready = path if option == "unit_features" else tmp_path
-    evaluate.check_options(Arguments(ready, known, **{option: value}))
+    check(Arguments(ready, known, **{option: value}))
     for option, value in (("test_time", "sum"), ("precision", "fp32")):
-        evaluate.check_options(Arguments(tmp_path, name, **{option: value}))
+        check(Arguments(tmp_path, name, **{option: value}))
         with pytest.raises(ValueError, match=r"^--(test-time|precision) is for networks"):
             evaluate.main(Arguments(path, name, **{option: value}))
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from data.listed import ListedPictures
 from describe import describe
-from evaluate import Arguments, open_protocol
+from evaluate import open_protocol
+from evaluate_options import Arguments
 from feature_protocols import MegafaceOptions
 from model import GlobalNet, load_network
 from PIL import Image

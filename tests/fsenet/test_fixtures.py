@@ -5,7 +5,8 @@ import json
 import evaluate
 import numpy as np
 import pytest
-from evaluate import Arguments, MegafaceOptions
+from evaluate_options import Arguments
+from feature_protocols import MegafaceOptions
 from protocols import fixtures
 
 

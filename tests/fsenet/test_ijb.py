@@ -6,6 +6,7 @@ import json
 import evaluate
 import numpy as np
 import pytest
+from evaluate_options import Arguments
 from protocols import templates
 from protocols.fixtures import make_ijb as world
 from protocols.ijb import FARS, FPIRS, IjbProtocol
@@ -125,7 +126,7 @@ def test_evaluate(tmp_path, capsys, options):
     order = np.random.default_rng(0).permutation(len(features))
     names = np.array(protocol.names)[order]
     np.savez(tmp_path / "e.npz", names=names, embeddings=features[order].astype(np.float32))
-    evaluate.main(evaluate.Arguments(tmp_path / "e.npz", "ijbc", tmp_path, **options))
+    evaluate.main(Arguments(tmp_path / "e.npz", "ijbc", tmp_path, **options))
     found = json.loads(capsys.readouterr().out)
     kind = ("N0", "D0") if options else ("N1", "D1")
     assert (found["protocol"]["feature_norm"], found["protocol"]["detector_score"]) == kind
@@ -133,7 +134,7 @@ def test_evaluate(tmp_path, capsys, options):
     expected = protocol.evaluate(features.astype(np.float32), bool(options), not options)
     assert found["arms"]["embeddings"] == json.loads(json.dumps(expected))
     with pytest.raises(ValueError, match=r"--protocol ijbc needs --faces: the folder or archive"):
-        evaluate.main(evaluate.Arguments(tmp_path / "e.npz", "ijbc"))
+        evaluate.main(Arguments(tmp_path / "e.npz", "ijbc"))
 
 
 def test_errors(tmp_path, refused_when_changed):

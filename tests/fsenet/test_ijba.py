@@ -5,7 +5,7 @@ import json
 import evaluate
 import numpy as np
 import pytest
-from evaluate import Arguments
+from evaluate_options import Arguments
 from protocols.fixtures import write_ijba
 from protocols.ijba import EMPTY, FARS, FPIRS, Faces, IjbaProtocol, Split
 

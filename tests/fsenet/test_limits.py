@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 
 import pytest
 from data.augment import Augmentation
-from evaluate import Arguments as EvaluateArguments
+from evaluate_options import Arguments as EvaluateArguments
 from limits import check_batch, check_numbers
 from options import DEFAULT, PROFILES, Options
 from train_parser import Arguments as ParserArguments

@@ -9,7 +9,8 @@ import tarfile
 import evaluate
 import numpy as np
 import pytest
-from evaluate import Arguments, MegafaceOptions
+from evaluate_options import Arguments
+from feature_protocols import MegafaceOptions
 from protocols.devkit import FeatureFiles, read_feature, write_feature
 from protocols.fixtures import write_megaface
 from protocols.megaface import FARS, MegafaceProtocol

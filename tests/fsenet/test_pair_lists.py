@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from data.loose import LoosePictures
 from data.pair_sets import published_test_set
-from evaluate import Arguments
+from evaluate_options import Arguments
 from PIL import Image
 from protocols.bins import write_bin
 from protocols.fixtures import write_pair_set

@@ -6,6 +6,7 @@ import re
 import evaluate
 import numpy as np
 import pytest
+from evaluate_options import Arguments
 from protocols.ytf import YtfProtocol
 
 from partlocal.evaluation import auc
@@ -68,7 +69,7 @@ def test_against_a_loop(tmp_path, capsys):
     order = np.random.default_rng(1).permutation(len(names))
     np.savez(tmp_path / "e.npz", names=np.array(names)[order], embeddings=features[order])
     for faces in (tmp_path, tmp_path / "splits.txt"):
-        evaluate.main(evaluate.Arguments(tmp_path / "e.npz", "ytf", faces))
+        evaluate.main(Arguments(tmp_path / "e.npz", "ytf", faces))
         printed = json.loads(capsys.readouterr().out)
         assert printed["arms"]["embeddings"]["accuracy"] == found["accuracy"]
         assert printed["protocol"]["video"] == "mean of unit frames, then L2"
