@@ -110,7 +110,7 @@ class FeatureFolder:
         if self._waiting:
             self._rows.flush()
             for batch, mark in self._waiting.items():
-                self._done.write(batch, np.array([[mark]], np.uint16))
+                self._done.write(batch, np.array([[mark]], np.uint32))
             self._done.flush()
             self._waiting.clear()
 
@@ -191,7 +191,7 @@ def _lay_out(path: Path, options: dict[str, Any], names: Iterable[str]) -> None:
     if written != n:
         raise ValueError(f"there are {n} pictures and {written} names")
     _empty(path / "embeddings.npy", (n, width), dtype)
-    _empty(path / "done.npy", (-(-n // options["batch_size"]), 1), np.dtype(np.uint16))
+    _empty(path / "done.npy", (-(-n // options["batch_size"]), 1), np.dtype(np.uint32))
     write_json(options, path / "options.json")
 
 

@@ -1,6 +1,7 @@
 """What a stage goes on from: gathered and written by the first process, read by it for all."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ def save_stage(
         FloatingPointError: a weight is not finite.
         OSError: the checkpoint cannot be written; the last one is whole.
     """
-    for tensor in map(local_part, module.state_dict().values()):
-        if not tensor.isfinite().all():
-            value = tensor.flatten()[~tensor.flatten().isfinite()][0].item()
-            raise not_finite(f"a weight of stage {path.stem}", value, fitted.steps - 1)
+    lost = _lost_weight(module)
+    if place.means(torch.tensor([float(lost is not None)]))[0]:  # all leave together
+        what = f"a weight of stage {path.stem}"
+        raise not_finite(what, math.nan if lost is None else lost, fitted.steps - 1)
     state = {
         "module": whole(module.state_dict()),
         "optimizer": whole(schedule.optimizer.state_dict()),
@@ -107,6 +108,14 @@ def read_checkpoint(path: Path, place: Workplace) -> dict[str, Any] | None:
     for piece in data.split(2**28):
         distributed.broadcast(piece, 0)
     return found[1] if place.rank == 0 else load_checkpoint(io.BytesIO(data.numpy().data))
+
+
+def _lost_weight(module: nn.Module) -> float | None:
+    """Return a weight of this process that is not finite."""
+    for tensor in map(local_part, module.state_dict().values()):
+        if not tensor.isfinite().all():
+            return tensor.flatten()[~tensor.flatten().isfinite()][0].item()
+    return None
 
 
 def not_finite(what: str, value: float, step: int) -> FloatingPointError:

@@ -32,6 +32,7 @@ RUNS = Path("runs")
 CONFIG = "options.json"
 STARTS = "starts.jsonl"
 LOCK = ".lock"
+LEFT = (STARTS, HISTORY, EVENTS, "maps-*.npz")  # by a run without a checkpoint
 WHERE = ("output", "resume")  # options that say where a run is, and nothing about its result
 # on resuming: no weight depends on these, but by rounding and through BatchNorm's statistics
 MAY_CHANGE = (
@@ -151,7 +152,7 @@ def open_folder(output: Path | None, name: str, config: Mapping[str, Any], resum
         raise OSError(
             f"{folder} cannot be written ({error.strerror}): pass another --output"
         ) from None
-    if found := sorted(folder.glob("*.pt")):
+    if found := sorted(path for name in ("*.pt", *LEFT) for path in folder.glob(name)):
         raise FileExistsError(
             f"{found[0]} was left by a run whose {CONFIG} is gone: delete it, or pass another "
             "--output"
@@ -203,10 +204,9 @@ def discard_unused(place: Workplace) -> None:
     """Forget a run that failed before it left a checkpoint to resume from."""
     if place.rank > 0 or any(place.folder.glob("*.pt")):
         return
-    for name in (CONFIG, STARTS, HISTORY, LOCK, "maps-*.npz"):
+    for name in (CONFIG, LOCK, *LEFT):
         for path in place.folder.glob(name):
-            path.unlink()
-    shutil.rmtree(place.folder / EVENTS, ignore_errors=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if not any(place.folder.iterdir()):
         place.folder.rmdir()
 

@@ -30,6 +30,8 @@ from workplace import Workplace, this_process
 from partlocal import ParsingNet
 from partlocal.evaluation.parsing import ParsingScore
 
+CHUNK = 64  # pictures at a time
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -67,15 +69,15 @@ def open_sets(choices: Sequence[str]) -> dict[str, ParsingSet]:
 
 @torch.inference_mode()
 def predict_labels(
-    parser: ParsingNet, images: Tensor, place: Workplace, batch_size: int = 64
+    parser: ParsingNet, images: Tensor, place: Workplace, batch_size: int = CHUNK
 ) -> np.ndarray:
-    """Return the most probable label of each pixel, at the pictures' own size."""
+    """Return the most probable label of each pixel, uint8, at the pictures' own size."""
     predicted = []
     for chunk in images.split(batch_size):
         with place.autocast():
             logits = parser(chunk.to(place.device)).float()
         logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", antialias=True)
-        predicted.append(logits.argmax(1).cpu())
+        predicted.append(logits.argmax(1).to(torch.uint8).cpu())
     return torch.cat(predicted).numpy()
 
 
@@ -84,7 +86,8 @@ def score_parser(
 ) -> dict[str, Any]:
     """Score the parser on drawn faces that it was not trained on."""
     score = ParsingScore(parser.labels)
-    score.update(predict_labels(parser, images, place), labels.numpy().astype(np.int64))
+    for some, true in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
+        score.update(predict_labels(parser, some, place), true.numpy())
     return {
         "macro_f1": float(np.nanmean(list(score.f1.values()))),
         "mean_f1": score.mean_f1,
@@ -106,12 +109,12 @@ def score_parsing_set(
     """
     aligned, own = aligned_pairs(pairs, damaged=damaged), pairs.vocabulary
     score = ParsingScore(own.labels)
-    predicted = predict_labels(parser, aligned.images, place)
-    target = aligned.targets
-    if target.ndim == 4:
-        target = torch.where(target.amax(1) > 0, target.argmax(1), IGNORE).to(torch.uint8)
-    target = own.fold(target, parser.labels)
-    score.update(predicted, target.numpy(), IGNORE, own.merge(parser.labels))
+    merge = own.merge(parser.labels)
+    for some, target in zip(aligned.images.split(CHUNK), aligned.targets.split(CHUNK), strict=True):
+        if target.ndim == 4:
+            target = torch.where(target.amax(1) > 0, target.argmax(1), IGNORE).to(torch.uint8)
+        true = own.fold(target, parser.labels).numpy()
+        score.update(predict_labels(parser, some, place), true, IGNORE, merge)
     groups = own.labels.groups
     return {
         "split": ", ".join(pairs.splits),

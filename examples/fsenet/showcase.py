@@ -30,7 +30,7 @@ def show_faces(
     return {
         "images": images.permute(0, 2, 3, 1).numpy(),
         "maps": parts.maps.half().cpu().numpy(),
-        "labels": predict_labels(net.parser, images, place).astype(np.uint8),
+        "labels": predict_labels(net.parser, images, place),
         "identity": faces.identities[rows].numpy(),
         "part_names": np.array(net.parts),
         "parts": parts.parts.float().cpu().numpy(),

@@ -138,15 +138,20 @@ def test_discard_unused(tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     place = opened(having(output=tmp_path / "mine"), "default")
     (tmp_path / "mine" / "maps-0.npz").write_bytes(b"")
-    discard_unused(place)  # maps alone are no run to go on with
+    (tmp_path / "mine" / "tensorboard").mkdir()
+    (tmp_path / "mine" / "tensorboard" / "events").write_bytes(b"")
+    discard_unused(place)  # maps and curves alone are no run to go on with
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
-    # a checkpoint of nobody knows what is not gone on with
-    (tmp_path / "lost").mkdir()
-    (tmp_path / "lost" / "joint.pt").write_bytes(b"")
-    message = r"joint.pt was left by a run whose options.json is gone: delete it, or pass another"
-    with pytest.raises(FileExistsError, match=message):
-        opened(having(output=tmp_path / "lost"), "default")
+    # a checkpoint of nobody knows what is not gone on with, and nobody's files are deleted
+    for name in ("joint.pt", "history.jsonl", "starts.jsonl", "maps-1.npz", "tensorboard"):
+        lost = tmp_path / f"lost-{name}"
+        lost.mkdir()
+        (lost / name).write_bytes(b"")
+        message = rf"{name} was left by a run whose options.json is gone: delete it, or pass"
+        with pytest.raises(FileExistsError, match=message):
+            opened(having(output=lost), "default")
+        assert [path.name for path in lost.iterdir()] == [name]
 
 
 def test_one_run_at_a_time(tmp_path):
