@@ -179,6 +179,22 @@ def _members(path: Path) -> list[Member]:
         ) from None
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the bytes of a file, which may neither wait nor never end.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, or larger than `most` bytes.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is no regular file: pass one")
+    if status.st_size > most:
+        raise ValueError(f"{path} is refused: {status.st_size} bytes are more than {most}")
+    with path.open("rb") as file:
+        return file.read(status.st_size)
+
+
 def leads_out(name: str) -> bool:
     """Tell whether a name would be written outside of the folder that it is unpacked into.
 
