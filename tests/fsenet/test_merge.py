@@ -206,9 +206,9 @@ def test_pieces(two, tmp_path, monkeypatch):
 
 def test_a_list_that_does_not_end(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "list.tsv")
-    with pytest.raises(ValueError, match="list.tsv is no regular file"):
+    with pytest.raises(ValueError, match=r"list.tsv is no regular file"):
         read_identity_list(tmp_path / "list.tsv")
     monkeypatch.setattr(merge, "_LARGEST_LIST", 3)
     (tmp_path / "large.tsv").write_text("a\tb\n")
-    with pytest.raises(ValueError, match="large.tsv is refused: 4 bytes are more than 3$"):
+    with pytest.raises(ValueError, match=r"large.tsv is refused: 4 bytes are more than 3$"):
         read_identity_list(tmp_path / "large.tsv")

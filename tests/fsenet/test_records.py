@@ -193,17 +193,17 @@ def test_damage(tmp_path):
     assert error(lines="0\t0\n0\t52\n").startswith("/a.idx has key 0 twice")
     path.with_suffix(".idx").unlink()
     path.write_bytes(whole[:70])
-    with pytest.raises(ValueError, match="record 2 at 52 is cut short.*1 damaged, and 0 allowed"):
+    with pytest.raises(ValueError, match=r"record 2 at 52 is cut short.*1 damaged, and 0 allowed"):
         RecordFile(path)
     os.mkfifo(path.with_suffix(".idx"))
-    with pytest.raises(ValueError, match="a.idx is no regular file"):
+    with pytest.raises(ValueError, match=r"a.idx is no regular file"):
         RecordFile(path)
 
 
 def test_an_index_too_large(tmp_path, monkeypatch):
     path = write(tmp_path / "a.rec", layout([2]))
     monkeypatch.setattr(records, "_LARGEST_INDEX", 9)
-    with pytest.raises(ValueError, match="a.idx is refused: [0-9]+ bytes are more than 9$"):
+    with pytest.raises(ValueError, match=r"a.idx is refused: [0-9]+ bytes are more than 9$"):
         RecordFile(path)
 
 
@@ -249,7 +249,7 @@ def test_a_broken_record(tmp_path, capsys, items, index):
         assert f"at offset {offset} does not begin" in (said := capsys.readouterr().err) or (
             f"at {offset} does not begin" in said
         )
-        with pytest.raises(ValueError, match="that makes 1 damaged, and 0 allowed$"):
+        with pytest.raises(ValueError, match=r"that makes 1 damaged, and 0 allowed$"):
             opened(path, 0)
 
 

@@ -10,6 +10,7 @@ Source: MXNet's image recordio, as deepinsight/insightface writes it.
 """
 
 from array import array
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,7 @@ class IdentityRecords(IdentityPictures):
     """
 
     def _open(self, path: Path) -> tuple[Path, list[str], Int[np.ndarray, " n"]]:
-        self._records = RecordFile(
-            path / "train.rec" if path.is_dir() else path, self.damage
-        )
+        self._records = RecordFile(path / "train.rec" if path.is_dir() else path, self.damage)
         self._pictures, classes = _pictures(self._records, self.damage)
         numbers, labels = np.unique(classes, return_inverse=True)
         return self._records.path, [f"{number:07d}" for number in numbers.tolist()], labels
@@ -73,10 +72,8 @@ def _pictures(
     """Return the places of all pictures, and their classes."""
     found = None
     if records.whole and len(records):
-        try:
+        with suppress(DamagedImage):  # what the identities' records say, the pictures say too
             found = _sorted_pictures(records)
-        except DamagedImage:
-            pass  # what the identities' records say, the pictures say too
     places, classes = found or _labelled_pictures(records, damage)
     if not len(places):
         raise ValueError(f"{records.path} holds no records of pictures")
