@@ -2,10 +2,12 @@
 
 import io
 import pickle
+import tarfile
 import zipfile
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
+import torch
 from data import faces
 from data.batches import BatchPlan, load_batches
 from data.damage import Damage
@@ -144,3 +146,53 @@ def test_spawned_workers_share():
     sent = pickle.loads(ForkingPickler.dumps(damage))  # as `DataLoader` does, by torch's rules
     sent.add("x", 4)
     assert damage.count == 1
+
+
+def test_not_square(tmp_path, monkeypatch, capsys):
+    """It is left out and counted, held in memory or streamed."""
+    path = make(tmp_path / "faces.zip", set())
+    with zipfile.ZipFile(path, "a") as archive:
+        buffer = io.BytesIO()
+        Image.new("RGB", (112, 113)).save(buffer, "PNG")
+        archive.writestr("P000/9.png", buffer.getvalue())
+    message = "P000/9.png is 112x113, not square: cut out and align the faces first"
+    with pytest.raises(ValueError, match=rf"{message}.*that makes 1 damaged, and 0 allowed$"):
+        decode_all(IdentityFolder(path, size=112), progress=False)
+    folder = IdentityFolder(path, size=112, damage=Damage(1))
+    kept, images = decode_all(folder, progress=False)
+    assert len(images) == len(kept) == PEOPLE * SAMPLES
+    assert message in capsys.readouterr().err
+    folder = IdentityFolder(path, size=112, damage=Damage(1))
+    streamed = faces._Streamed(folder)
+    place = folder.paths.index("P000/9.png")
+    assert torch.equal(streamed[place][0], folder[place + 1][0])
+    assert folder.damage.count == 1
+
+
+def test_tar_cut_short(tmp_path, capsys):
+    """What lies before the cut is kept."""
+    path = tmp_path / "faces.tar"
+    with tarfile.open(path, "w:") as archive:
+        for name in ("Ann/1.png", "Ann/2.png", "Bob/1.png"):
+            member = tarfile.TarInfo(name)
+            member.size = 700
+            archive.addfile(member, io.BytesIO(bytes([len(name)]) * 700))
+    path.write_bytes(path.read_bytes()[: 2 * 1536 + 520])
+    with pytest.raises(
+        ValueError, match=r"faces.tar is cut short at byte 3592, inside 'Bob/1.png'"
+    ):
+        IdentityFolder(path)
+    capsys.readouterr()
+    folder = IdentityFolder(path, damage=Damage(1))
+    assert folder.paths == ("Ann/1.png", "Ann/2.png")
+    assert folder.read(1) == bytes([9]) * 700
+    assert folder.damage.count == 1
+    assert "faces.tar is cut short at byte 3592, inside 'Bob/1.png'" in capsys.readouterr().err
+
+
+def test_lists_are_looked_up(tmp_path, monkeypatch):
+    """A folder is not listed for them."""
+    monkeypatch.setattr(faces, "Source", None)
+    assert not faces._holds_lfw(tmp_path)
+    (tmp_path / "pairs.txt").touch()
+    assert faces._holds_lfw(tmp_path)

@@ -71,7 +71,7 @@ def test_identities(tmp_path):
     folder = IdentityFolder(path, ["Bob"])
     assert folder.paths == ("Bob/Bob_0001.png", "Bob/Bob_0002.png")
     assert folder.labels.tolist() == [0, 0]
-    with pytest.raises(ValueError, match=r"holds no pictures of 'Cid' and 1 other identities"):
+    with pytest.raises(ValueError, match=r"holds no pictures of 'Cid', 'Dan': of the 3 "):
         IdentityFolder(path, ["Cid", "Dan", "Bob"])
 
 

@@ -1,11 +1,13 @@
 """Several sources as one: who is who, what a list says, and that no picture changes its owner."""
 
 import io
+import os
 import tarfile
 import zipfile
 
 import numpy as np
 import pytest
+from data import merge
 from data.damage import Damage
 from data.merge import MergedPictures, read_identity_list
 from data.pictures import open_pictures, open_sources
@@ -200,3 +202,13 @@ def test_pieces(two, tmp_path, monkeypatch):
     assert merged.pieces.number.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 5, 5, 5, 6]
     assert merged.pieces.together == open_pictures(tmp_path / "c.parquet").pieces.together
     assert merged.keep(["Fay", "Eve"]).pieces.number.tolist() == [2, 2, 3, 3, 4, 5, 6]
+
+
+def test_a_list_that_does_not_end(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "list.tsv")
+    with pytest.raises(ValueError, match=r"list.tsv is no regular file"):
+        read_identity_list(tmp_path / "list.tsv")
+    monkeypatch.setattr(merge, "_LARGEST_LIST", 3)
+    (tmp_path / "large.tsv").write_text("a\tb\n")
+    with pytest.raises(ValueError, match=r"large.tsv is refused: 4 bytes are more than 3$"):
+        read_identity_list(tmp_path / "large.tsv")

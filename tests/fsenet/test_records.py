@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import os
 import pickle
 import re
 import struct
@@ -9,9 +10,11 @@ import struct
 import numpy as np
 import pytest
 import torch
-from data import records
+from data import identity_records, records
 from data.archives import DamagedImage
-from data.records import MAGIC, IdentityRecords, RecordFile, RecordWriter, pack, unpack
+from data.damage import Damage
+from data.identity_records import IdentityRecords
+from data.records import MAGIC, Head, RecordFile, RecordWriter, pack, unpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -38,6 +41,12 @@ def layout(sizes, picture=b"jpeg"):
         key += size
     items += [(key + i, pack(border)) for i, border in enumerate(ranges)]
     return [*items, (0, pack((float(key), float(key + len(sizes)))))]
+
+
+def lying(*ranges):
+    """Two identities of three pictures, and records of identities that say another thing."""
+    identities = [(7 + i, pack(borders)) for i, borders in enumerate(ranges)]
+    return [*layout([3, 3])[:6], *identities, (0, pack((7.0, 7.0 + len(ranges))))]
 
 
 def test_worked_bytes(tmp_path):
@@ -135,19 +144,20 @@ class Many:
     def where(self, place):
         return f"key {place}"
 
-    def labels(self, place):
+    def head(self, place):
         if place <= self.count:
-            return (float(np.searchsorted(self.ends, place, "right")),)
+            return Head((float(np.searchsorted(self.ends, place, "right")),), 0, True)
         which = place - self.count - 1
-        return tuple(float(np.float32(x)) for x in (self.begins[which], self.ends[which]))
+        borders = tuple(float(np.float32(x)) for x in (self.begins[which], self.ends[which]))
+        return Head(borders, 2, False)
 
 
 def test_more_than_float32_counts():
     """Borders beyond 2**24 are rounded; the labels of the pictures tell where they are."""
     sizes = [2**24 - 4, 1, 1, 2, 1, 3, 1, 1, 1, 5, 1]
     many = Many(sizes)
-    assert any(many.labels(many.count + 1 + i)[1] != end for i, end in enumerate(many.ends))
-    classes = records._sorted_classes(many, many.count)
+    assert any(many.head(many.count + 1 + i).labels[1] != end for i, end in enumerate(many.ends))
+    classes = identity_records._sorted_classes(many, many.count)
     assert np.bincount(classes).tolist() == sizes
 
 
@@ -173,20 +183,114 @@ def test_damage(tmp_path):
     assert "is refused: 536870911 bytes" in error(whole[:56] + b"\xff\xff\xff\x1f" + whole[60:])
     assert "less than a header" in error(whole[:56] + bytes([9, 0, 0, 0]) + whole[60:])
     assert "should hold 9 labels" in error(whole[:60] + bytes([9]) + whole[61:])
-    assert error(whole[:70]).startswith("/a.idx names offset 104, and /a.rec has 70 bytes")
+    assert error(whole[:70]).startswith(
+        "/a.idx has key 2 at offset 104, and /a.rec has 70 bytes: the two do not belong together"
+    )
     assert "must hold a key and an offset a line" in error(lines="0\t0\n1\n")
     assert "must hold a key and an offset a line" in error(lines="\x80\x04import os")
+    assert "whole numbers below 2**63" in error(lines="0\t99999999999999999999\n")
+    assert "must hold a key and an offset a line" in error(lines="0\t-8\n1\t0\n")
     assert error(lines="0\t0\n0\t52\n").startswith("/a.idx has key 0 twice")
     path.with_suffix(".idx").unlink()
     path.write_bytes(whole[:70])
-    with pytest.raises(DamagedImage, match="record 2 at 52 is cut short"):
+    with pytest.raises(ValueError, match=r"record 2 at 52 is cut short.*1 damaged, and 0 allowed"):
         RecordFile(path)
+    os.mkfifo(path.with_suffix(".idx"))
+    with pytest.raises(ValueError, match=r"a.idx is no regular file"):
+        RecordFile(path)
+
+
+def test_an_index_too_large(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.rec", layout([2]))
+    monkeypatch.setattr(records, "_LARGEST_INDEX", 9)
+    with pytest.raises(ValueError, match=r"a.idx is refused: [0-9]+ bytes are more than 9$"):
+        RecordFile(path)
+
+
+SIZES = [3, 1, 2]
+PICTURES = {bytes([label, i]): label for label, size in enumerate(SIZES) for i in range(size)}
+
+
+def flat_items():
+    """The pictures of `layout`, each alone with its label."""
+    return [(key - 1, payload) for key, payload in layout(SIZES)[:6]]
+
+
+def opened(path, allowed):
+    """Return what opens and can be read, by what it ends in, and how many were left out."""
+    people = IdentityRecords(path, damage=Damage(allowed))
+    found = {}
+    for index, label in enumerate(people.labels.tolist()):
+        try:
+            found[people.read(index)[-2:]] = int(people.identities[label])
+        except DamagedImage as error:
+            people.damage.add(error)
+    return found, people.damage.count
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("items", [flat_items(), layout(SIZES), sorted(layout(SIZES))])
+def test_a_broken_record(tmp_path, capsys, items, index):
+    """Whichever it is, it alone is lost, counted and named, and nobody gets another's label."""
+    path = write(tmp_path / "a.rec", items)
+    whole, file = path.read_bytes(), RecordFile(path)
+    lines = path.with_suffix(".idx").read_text()
+    payloads = [file.payload(place) for place in range(len(file))]
+    for offset, payload in zip(file.offsets.tolist(), payloads, strict=True):
+        path.write_bytes(whole[:offset] + b"oops" + whole[offset + 4 :])
+        path.with_suffix(".idx").write_text(lines)
+        if not index:
+            path.with_suffix(".idx").unlink()
+        lost = payload[-2:] if len(payload) == 30 else b""
+        capsys.readouterr()
+        found, count = opened(path, 1)
+        assert found == {name: label for name, label in PICTURES.items() if name != lost}
+        assert count == 1
+        assert f"at offset {offset} does not begin" in (said := capsys.readouterr().err) or (
+            f"at {offset} does not begin" in said
+        )
+        with pytest.raises(ValueError, match=r"that makes 1 damaged, and 0 allowed$"):
+            opened(path, 0)
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("items", [flat_items(), layout(SIZES), sorted(layout(SIZES))])
+def test_a_file_cut_short(tmp_path, items, index):
+    """What lies before the cut is kept, and each key behind it counted."""
+    path = write(tmp_path / "a.rec", items)
+    whole, file = path.read_bytes(), RecordFile(path)
+    if not index:
+        path.with_suffix(".idx").unlink()
+    order = sorted(range(len(file)), key=lambda place: file.offsets[place])
+    payloads = [file.payload(place) for place in order]
+    for behind in range(1, len(order)):
+        kept = payloads[:behind]
+        wanted = {p[-2:]: PICTURES[p[-2:]] for p in kept if len(p) == 30}
+        path.write_bytes(whole[: int(file.offsets[order[behind]]) + 6])  # inside of a header
+        if not wanted:
+            with pytest.raises(ValueError, match="holds no records of pictures"):
+                opened(path, 99)
+            continue
+        found, count = opened(path, 99)
+        assert found == wanted
+        assert count == (len(order) - behind if index else 1)
+        with pytest.raises(ValueError, match=f"makes {count} damaged, and {count - 1} allowed"):
+            opened(path, count - 1)
 
 
 @pytest.mark.parametrize(
     ("items", "message"),
     [
         ([], "holds no records"),
+        ([(0, pack((float("inf"),), b"x"))], "key 0 at offset 0 has label inf: a class is a whole"),
+        ([(0, pack((float("nan"),), b"x"))], "key 0 at offset 0 has label nan: a class is a whole"),
+        (lying((1.0, 5.0), (4.0, 7.0)), "gives identity 0 keys 1 to 4 of 6, of which the last has"),
+        (lying((1.0, 4.0), (3.0, 7.0)), "keys from 3, where those before it end at 3 of 6"),
+        (lying((1.0, 4.0), (5.0, 7.0)), "keys from 5, where those before it end at 3 of 6"),
+        (lying((1.0, 4.0), (4.0, 9.0)), "gives identity 1 keys 4 to 8 of 6, of which the last has"),
+        (lying((1.0, 4.0), (4.0, 7.0), (7.0, 8.0)), "from 7, where those before it end at 6 of 6"),
+        (lying((1.0, 4.5), (4.0, 7.0)), "should say which keys are an identity's"),
+        (lying((1.0, float("inf")), (4.0, 7.0)), "should say which keys are an identity's"),
         ([(0, pack((0.5,), b"x"))], "key 0 at offset 0 has label 0.5: a class is a whole number"),
         ([(0, pack((2.0**24,), b"x"))], "has label 16777216.0: a class is a whole number"),
         (layout([2, 1])[:-3] + layout([2, 1])[-2:], "has 5 records, and keys up to 5"),

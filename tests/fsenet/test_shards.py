@@ -161,6 +161,10 @@ def test_hostile_headers(tmp_path):
         "damaged attributes at byte 0": header(size=b"12", kind=b"x") + attributes + end,
         "cut short at byte 1024": header() + b"x".ljust(BLOCK, b"\0"),
     }
+    for length in range(3):  # too short for its own digit and the space: 0 would never end
+        line = f"{length} a=b\n".encode().ljust(BLOCK, b"\0")
+        spaces = " " * (length + 1)
+        cases[f"damaged attributes{spaces} at byte 0"] = header(size=b"6", kind=b"x") + line + end
     for message, data in cases.items():
         path.write_bytes(data)
         with pytest.raises(DamagedTar) as caught:

@@ -346,3 +346,40 @@ def test_batches_follow_pieces():
     seen = [batch.tolist() for _, (batch,) in load_batches(data, plan, 0)]
     assert seen == [*StepSampler(40, plan, pieces=data.pieces)]
     assert seen != [*StepSampler(40, plan)]
+
+
+@pytest.mark.parametrize("column", ["label", "image"])
+def test_a_damaged_row_group(tmp_path, small_groups, column):
+    """Its rows are lost, named and counted, and no others."""
+    path = tmp_path / "a.parquet"
+    write_table(path, PICTURES, PEOPLE)
+    about = parquet.ParquetFile(path).metadata.row_group(1)
+    (chunk,) = [
+        about.column(i)
+        for i in range(about.num_columns)
+        if about.column(i).path_in_schema in (column, f"{column}.bytes")
+    ]
+    data = bytearray(path.read_bytes())
+    data[chunk.data_page_offset : chunk.data_page_offset + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    pictures, rows = IdentityTable(path, damage=Damage(4)), []
+    for index in range(len(pictures)):
+        try:
+            rows.append((pictures.identities[pictures.labels[index]], pictures.read(index)))
+        except DamagedImage as error:
+            pictures.damage.add(error)
+    assert rows == [row[1:] for i, row in enumerate(EXPECTED) if i // 4 != 1]
+    assert pictures.damage.count == 4
+    if column == "label":
+        with pytest.raises(ValueError, match=r"a.parquet: row 4 is lost: .*makes 1 damaged, and 0"):
+            IdentityTable(path)
+
+
+def test_names_are_parsed_once_a_file(tmp_path, small_groups, monkeypatch):
+    for name in ("a.parquet", "b.parquet"):
+        write_table(tmp_path / name, PICTURES, PEOPLE)
+    parsed = []
+    names = tables._class_names
+    monkeypatch.setattr(tables, "_class_names", lambda f, c: parsed.append(f.path) or names(f, c))
+    assert len(IdentityTable(tmp_path)) == 40
+    assert parsed == [tmp_path / "a.parquet", tmp_path / "b.parquet"]

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.tars import DamagedTar, Member, tar_members, without_dots
+from data.tars import CutTar, DamagedTar, Member, tar_members, without_dots
 
 MAX_BYTES = 64 * 2**20  # a member or file: no face picture is larger
 _MAX_DEPTH = 8
@@ -52,8 +52,9 @@ class Source:
     Args:
         path: a folder, a `.zip`, or a `.tar` that is not compressed, which has no way to a single
             file. Links in a tar are passed over.
-        repeated: called with what is the matter each time that an archive holds a name once more;
-            the last file of that name is read, as when unpacked. None refuses such an archive.
+        damaged: called with what is the matter each time that an archive holds a name once more,
+            of which the last file is read, as when unpacked; and where a tar is cut short, of
+            which the files before the cut are read. None refuses such an archive.
 
     Raises:
         FileNotFoundError: `path` does not exist.
@@ -61,7 +62,7 @@ class Source:
             folder in it cannot be listed or lies too deep.
     """
 
-    def __init__(self, path: str | Path, repeated: Callable[[str], None] | None = None) -> None:
+    def __init__(self, path: str | Path, damaged: Callable[[str], None] | None = None) -> None:
         self.path = Path(path)
         self._members: dict[str, tuple[int, int]] = {}  # of a tar: offset and size
         self._stored: dict[str, str] = {}  # of a zip: as it spells a name, where otherwise
@@ -74,7 +75,7 @@ class Source:
         opener = partial(open, mode="rb") if self._tar else zipfile.ZipFile
         self._archive = OwnHandle(partial(opener, self.path))
         if self._tar:
-            members = _members(self.path)
+            members = _members(self.path, damaged)
             names = [name for name, _, _ in members]
             self._members = {name: (offset, size) for name, offset, size in members}
         elif self._packed:
@@ -93,9 +94,9 @@ class Source:
         self.names = tuple(sorted(set(names)))
         for name in _again(names) if len(self.names) < len(names) else ():
             said = f"{self.path} holds {name!r} more than once"
-            if repeated is None:
+            if damaged is None:
                 raise ValueError(f"{said}: pack it again with one of them")
-            repeated(f"{said}, and the last alone is read")
+            damaged(f"{said}, and the last alone is read")
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
@@ -168,15 +169,37 @@ class Source:
             ) from None
 
 
-def _members(path: Path) -> list[Member]:
-    """Return the files of a tar."""
+def _members(path: Path, damaged: Callable[[str], None] | None) -> list[Member]:
+    """Return the files of a tar, or those before its cut."""
+    members: list[Member] = []
     try:
         with open(path, "rb") as file:
-            return list(tar_members(file))
+            members.extend(tar_members(file))
+    except CutTar as error:
+        if damaged is None:
+            raise ValueError(f"{path} is {error}: download or pack it again") from None
+        damaged(f"{path} is {error}: what lies there and what followed are lost")
     except DamagedTar as error:
         raise ValueError(
             f"{path} is no plain tar file, or a damaged one ({error}): unpack what is compressed"
         ) from None
+    return members
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the bytes of a file, which may neither wait nor never end.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, or larger than `most` bytes.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is no regular file: pass one")
+    if status.st_size > most:
+        raise ValueError(f"{path} is refused: {status.st_size} bytes are more than {most}")
+    with path.open("rb") as file:
+        return file.read(status.st_size)
 
 
 def leads_out(name: str) -> bool:

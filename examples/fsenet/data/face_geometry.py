@@ -11,19 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from partlocal.alignment import ARCFACE_TEMPLATE
+
 from .face_params import Identity, Nuisance
 
 # The five points of 112x112 recognition crops: eyes, nose tip, mouth corners, left in the picture
 # first; pixel centres have whole coordinates.
-FIVE_POINTS = np.array(
-    [
-        [38.2946, 51.6963],
-        [73.5318, 51.5014],
-        [56.0252, 71.7366],
-        [41.5493, 92.3655],
-        [70.7299, 92.2041],
-    ]
-)
+FIVE_POINTS = np.array(ARCFACE_TEMPLATE)
 
 _LID_T = np.linspace(-1, 1, 11)
 _LIP_T = np.linspace(-1, 1, 21)

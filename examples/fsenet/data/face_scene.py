@@ -113,7 +113,7 @@ class Hair:
         beside = (s < left + 1.5 * k) | (s > right - 1.5 * k)
         front = np.where(beside, np.minimum(n.hair_side + 12 + rough - y, reach), front)
         lock = np.where(x < 0, -x - n.hair_lock[0], x - n.hair_lock[1])
-        lock = lock + 0.10 * clip(y + 12, -20, 40) - 0.0 * y + 0.8 * rough
+        lock = lock + 0.10 * clip(y + 12, -20, 40) + 0.8 * rough
         side = np.minimum(np.minimum(lock, end - y), np.minimum(reach, y + 45))
         self.front = np.maximum(front, side) * k
         cx, cy = shape.marks["crown"]

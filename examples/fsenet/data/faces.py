@@ -112,7 +112,7 @@ def picture_sets(
     """Train on some people of one or several sources of pictures, and verify others.
 
     Pictures are faces brought to the recognition template; square ones of another size than 112
-    are resized, others refused.
+    are resized, others count as damaged.
 
     A set that brings LFW's lists is split by them: folds 0 to 7 and people of no fold train,
     folds 8 and 9 test. Of any other set a tenth of the people with two pictures or more test, at
@@ -124,7 +124,7 @@ def picture_sets(
     Raises:
         FileNotFoundError: a source does not exist.
         ValueError: there are no pictures sorted by person, too few people, too many damaged
-            pictures, one that is not square, or not those of LFW's lists.
+            pictures, or not those of LFW's lists.
     """
     damage = Damage(damaged)
     if len(paths) == 1 and reader_of(paths[0]) is IdentityFolder and _holds_lfw(*paths):
@@ -224,7 +224,9 @@ class _Streamed(Dataset[tuple[Tensor, ...]]):
 
 
 def _holds_lfw(path: Path) -> bool:
-    return "pairs.txt" in Source(path, lambda _: None)  # names that repeat are the reader's matter
+    if path.is_dir():  # which may hold millions of files
+        return (path / "pairs.txt").is_file()
+    return "pairs.txt" in Source(path, lambda _: None)  # what is damaged is the reader's matter
 
 
 def _hold_out(everybody: IdentityPictures, seed: int) -> tuple[IdentityPictures, IdentityPictures]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from PIL import Image
+from protocols.lists import listing
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -120,8 +121,8 @@ class IdentityPictures(Dataset[tuple[Tensor, int]]):
         wanted = set(identities)
         if unknown := sorted(wanted - set(self.identities)):
             raise ValueError(
-                f"{self.path} holds no pictures of {unknown[0]!r}"
-                + (f" and {len(unknown) - 1} other identities asked for" if unknown[1:] else "")
+                f"{self.path} holds no pictures of {listing([*map(repr, unknown)])}: of the "
+                f"{len(wanted)} identities asked for, {len(unknown)} are not there"
             )
         keep = np.array([name in wanted for name in self.identities])
         self._take(np.flatnonzero(keep[self.labels]))
@@ -163,15 +164,14 @@ class IdentityPictures(Dataset[tuple[Tensor, int]]):
         """Return one picture.
 
         Raises:
-            DamagedImage: see `load_rgb`.
-            ValueError: it must be resized and is not square.
+            DamagedImage: see `load_rgb`; or it must be resized and is not square.
         """
         picture = load_rgb(self.read(index), self.where(index))
         height, width = picture.shape[:2]
         if self.size is None or height == width == self.size:
             return picture
         if height != width:  # to stretch it would change the face
-            raise ValueError(
+            raise DamagedImage(
                 f"{self.where(index)} is {width}x{height}, not square: cut out and align "
                 "the faces first (docs/how-to/alignment.md)"
             )
@@ -218,7 +218,7 @@ class IdentityFolder(SourcePictures):
     Args:
         path: see `Source`.
         identities, size, damage: see `IdentityPictures`. What counts as damaged: a name that an
-            archive holds once more; of each the last is read.
+            archive holds once more, of which the last is read; the end that a tar lacks.
 
     Raises:
         FileNotFoundError: `path` does not exist.
@@ -261,8 +261,7 @@ def decode_all(
         What could be decoded, and it, channels last in memory.
 
     Raises:
-        ValueError: more are damaged than the folder allows, sizes differ, or one cannot be brought
-            to the folder's size.
+        ValueError: more are damaged than the folder allows, or sizes differ.
     """
     pictures, good = np.empty(0, dtype=np.uint8), list[int]()
     for index in tqdm(range(len(folder)), desc="decoding", disable=not progress):

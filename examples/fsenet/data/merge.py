@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from data.archives import is_plain
+from data.archives import is_plain, read_regular
 from data.images import IdentityPictures, Pieces
 
 _OUT = "-"
+_LARGEST_LIST = 2**28  # bytes; a million identities have 20 MB
 _PIECE = 1000  # pictures that lie together in a source that could read each alone
 
 
@@ -126,11 +127,11 @@ def read_identity_list(path: Path) -> dict[str, str]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line is not `identity <tab> name` in UTF-8, or says another thing than one
-            before.
+        ValueError: it is no regular file, or larger than 2**28 bytes; a line is not
+            `identity <tab> name` in UTF-8, or says another thing than one before.
     """
     names: dict[str, str] = {}
-    for number, data in enumerate(path.read_bytes().splitlines()):
+    for number, data in enumerate(read_regular(path, _LARGEST_LIST).splitlines()):
         try:
             line = data.decode("utf-8")
         except UnicodeDecodeError:  # to replace what is none would make one name of two

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
+from protocols.lists import listing
 
 from data.archives import DamagedImage, Source
 from data.images import is_image
@@ -62,8 +63,8 @@ class Helen(ParsingSet):
         needed = {file: name for name in found for file in self._files(name)}
         if missing := sorted(needed.keys() - there):
             raise ValueError(
-                f"{self.source.path} lacks {missing[0]}, which its lists name"
-                + (f", and {len(missing) - 1} other files" if missing[1:] else "")
+                f"{self.source.path} lacks {len(missing)} of the {len(needed)} files that its "
+                f"lists name: {listing(missing)}"
             )
         return found
 

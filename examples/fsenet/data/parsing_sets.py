@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
+from protocols.lists import listing
 from torch.utils.data import Dataset
 
 from data.archives import DamagedImage, Source
@@ -126,8 +127,8 @@ class ParsingSet(Dataset[ParsingPair]):
     def _refuse_alone(self, one: dict[str, str], other: Iterable[str], what: str) -> None:
         if alone := sorted(set(one) - set(other)):
             raise ValueError(
-                f"{self.source.path}: {one[alone[0]]} has no {what} of the same name"
-                + (f", nor have {len(alone) - 1} others" if alone[1:] else "")
+                f"{self.source.path}: {len(alone)} of {len(one)} files have no {what} of the same "
+                f"name: {listing([one[name] for name in alone])}"
             )
 
     def _by_name(self, files: Iterable[tuple[PurePosixPath, PurePosixPath]]) -> dict[str, str]:

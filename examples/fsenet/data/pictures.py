@@ -8,9 +8,9 @@ import numpy as np
 
 from data.damage import Damage
 from data.file_sets import is_numbered, suffixes_in
+from data.identity_records import IdentityRecords
 from data.images import IdentityFolder, IdentityPictures, is_image
 from data.merge import MergedPictures, read_identity_list
-from data.records import IdentityRecords
 from data.shards import IdentityShards, is_shard
 from data.tables import SUFFIXES, IdentityTable
 

@@ -38,6 +38,8 @@ from PIL import Image
 from threadpoolctl import ThreadpoolController
 from torch.utils.data import Dataset
 
+from partlocal.labels import HELEN
+
 if not __package__:  # run as a script: make the siblings importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "data"
@@ -64,7 +66,7 @@ FLIP68 = np.concatenate(
         [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65],
     ]
 )
-_FLIP_LABELS = np.array([0, 1, 3, 2, 5, 4, 6, 7, 8, 9, 10], np.uint8)
+_FLIP_LABELS = np.array(HELEN.mirrored, np.uint8)
 _POOLS = ThreadpoolController()
 
 DRAWERS = min(4, os.cpu_count() or 1)  # processes that draw many faces

@@ -6,11 +6,6 @@ the number is left out; the parts are joined again here. A picture's payload is 
 flag`, `f32 label`, two `u64`), `flag` more labels in float32, and the encoded picture. The .idx
 holds `key <tab> offset` lines.
 
-Two layouts. insightface's: record 0 holds [N + 1, N + 1 + K] and no picture, 1 to N are pictures
-sorted by identity, N + 1 to N + K say which keys are an identity's. Flat ones: every record is a
-picture with its label. Labels are float32, whole only up to 2**24: numbers of pictures and the
-borders between identities are therefore found by looking, and not taken from labels.
-
 Source: dmlc-core's recordio and MXNet's image recordio, as deepinsight/insightface writes them.
 """
 
@@ -21,16 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from tqdm import tqdm
 
-from data.archives import MAX_BYTES, DamagedImage, OwnHandle
-from data.images import IdentityPictures
+from data.archives import MAX_BYTES, DamagedImage, OwnHandle, read_regular
+from data.damage import Damage
 
 MAGIC = 0xCED7230A
 _MAGIC = struct.pack("<I", MAGIC)
 _HEADER = struct.Struct("<IfQQ")
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
-EXACT = 2**24  # float32 holds every whole number up to here
+_LARGEST_INDEX = 2**30  # bytes; of 42 million pictures it has 0.9 GB
+_BLOCK = 2**20  # bytes searched at a time
 
 
 class Record(NamedTuple):
@@ -41,18 +36,31 @@ class Record(NamedTuple):
     flag: int
 
 
+class Head(NamedTuple):
+    """What stands before a picture: labels, how many the header counts, whether one follows."""
+
+    labels: tuple[float, ...]
+    flag: int
+    pictured: bool
+
+
 class RecordFile:
     """Read records by key; each process opens the file for itself.
 
     Args:
         path: of the `.rec`. Its `.idx` lies beside it; without one the file is read through once.
+        damage: how many records may be lost, to a cut or, without an index, to bytes between that
+            are none; by default none.
+
+    Attributes:
+        whole: no record is lost.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the index or the file is damaged.
+        ValueError: the index is damaged, or more of the file than is allowed.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, damage: Damage | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} does not exist: pass insightface's train.rec")
@@ -60,12 +68,11 @@ class RecordFile:
         self.size = self.path.stat().st_size
         index = self.path.with_suffix(".idx")
         self.scanned = not index.exists()
-        self.keys, self.offsets = self._scan() if self.scanned else _read_index(index)
-        if len(self.keys) and not 0 <= self.offsets.max() < self.size:
-            raise ValueError(
-                f"{index} names offset {self.offsets.max()}, and {self.path} has {self.size} "
-                "bytes: the two do not belong together, or one was cut short"
-            )
+        self.whole, damage = True, damage or Damage()
+        if self.scanned:
+            self.keys, self.offsets = self._scan(damage)
+        else:
+            self.keys, self.offsets = self._drop_beyond(index, damage)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -82,16 +89,23 @@ class RecordFile:
         """Return the bytes of a record, header included."""
         return b"".join(self._parts(int(self.offsets[place]), self.where(place))[0])
 
-    def labels(self, place: int) -> tuple[float, ...]:
-        """Return the labels of a record alone, without reading its picture."""
+    def head(self, place: int) -> Head:
+        """Return what stands before the picture of a record, without reading that.
+
+        Raises:
+            DamagedImage: see `read`.
+        """
         file = self._open()
         file.seek(int(self.offsets[place]))
-        head = file.read(8 + _HEADER.size)
-        if len(head) == 8 + _HEADER.size:
-            magic, field, flag = struct.unpack_from("<III", head)
-            if magic == MAGIC and field >> 29 == _WHOLE and flag <= 2:
-                return unpack(head[8:] + file.read(4 * flag), self.where(place)).labels
-        return self.read(place).labels  # in parts, with many labels, or damaged
+        start = file.read(8 + _HEADER.size)
+        if len(start) == 8 + _HEADER.size:
+            magic, field, flag = struct.unpack_from("<III", start)
+            size = field & (2**29 - 1)
+            if magic == MAGIC and field >> 29 == _WHOLE and flag <= 2 and size >= _HEADER.size:
+                found = unpack(start[8:] + file.read(4 * flag), self.where(place))
+                return Head(found.labels, flag, size > _HEADER.size + 4 * flag)
+        found = self.read(place)  # in parts, with many labels, or damaged
+        return Head(found.labels, found.flag, bool(found.picture))
 
     def where(self, place: int) -> str:
         """Return how errors call a record."""
@@ -119,12 +133,46 @@ class RecordFile:
             if part in (_WHOLE, _LAST):
                 return parts, file.tell()
 
-    def _scan(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    def _scan(self, damage: Damage) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         offsets, offset = [], 0
         while offset < self.size:
-            offsets.append(offset)
-            _, offset = self._parts(offset, f"{self.path}: record {len(offsets)} at {offset}")
+            where = f"{self.path}: record {len(offsets) + 1} at {offset}"
+            try:
+                _, end = self._parts(offset, where)
+            except DamagedImage as error:
+                self.whole = False
+                damage.add(error)
+                offset = self._next(offset + 4)
+            else:
+                offsets.append(offset)
+                offset = end
         return np.arange(len(offsets)), np.array(offsets, dtype=np.int64)
+
+    def _next(self, offset: int) -> int:
+        """Return where the next record begins: no part holds the magic number where one could."""
+        file = self._open()
+        while offset < self.size:
+            file.seek(offset)
+            block = file.read(_BLOCK + 4)
+            words = np.frombuffer(block[: len(block) // 4 * 4], dtype="<u4")
+            begins = (words[:-1] == MAGIC) & (words[1:] >> 29 <= _FIRST)
+            if begins.any():
+                return offset + 4 * int(begins.argmax())
+            offset += _BLOCK
+        return self.size
+
+    def _drop_beyond(
+        self, index: Path, damage: Damage
+    ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        keys, offsets = _read_index(index)
+        beyond = offsets >= self.size
+        for key, offset in zip(keys[beyond].tolist(), offsets[beyond].tolist(), strict=True):
+            self.whole = False
+            damage.add(
+                f"{index} has key {key} at offset {offset}, and {self.path} has {self.size} bytes: "
+                "the two do not belong together, or one was cut short"
+            )
+        return keys[~beyond], offsets[~beyond]
 
 
 def unpack(payload: bytes, where: str = "record") -> Record:
@@ -193,135 +241,18 @@ class RecordWriter:
         self.close()
 
 
-class IdentityRecords(IdentityPictures):
-    """Pictures of an insightface `.rec`, in the order of their keys.
-
-    Identities are called as the labels are, `0000012`.
-
-    Args:
-        path: the `.rec`, or the folder that holds `train.rec`.
-        identities, size: see `IdentityPictures`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: file or index is damaged, there are no pictures, labels are no whole numbers,
-            or an identity asked for is not there.
-    """
-
-    def _open(self, path: Path) -> tuple[Path, list[str], Int[np.ndarray, " n"]]:
-        self._records = RecordFile(path / "train.rec" if path.is_dir() else path)
-        self._pictures, classes = _pictures(self._records)
-        numbers, labels = np.unique(classes, return_inverse=True)
-        return self._records.path, [f"{number:07d}" for number in numbers.tolist()], labels
-
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes of one picture."""
-        return self._records.read(self._place(index)).picture
-
-    def name(self, index: int) -> str:
-        """Return `<identity>/<key>` of one picture."""
-        key = self._records.keys[self._place(index)]
-        return f"{self.identities[self.labels[index]]}/{key:08d}.jpg"
-
-    def where(self, index: int) -> str:
-        """Return how errors call one picture."""
-        return self._records.where(self._place(index))
-
-    def _place(self, index: int) -> int:
-        return int(self._pictures[self._places[index]])
-
-
-def _pictures(records: RecordFile) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Return the places of all pictures, and their classes."""
-    if not len(records):
-        raise ValueError(f"{records.path} holds no records")
-    first = records.read(0)
-    if records.scanned and first.picture and not records.read(len(records) - 1).picture:
-        # insightface writes record 0 last, when it knows what to say.
-        records.offsets = np.roll(records.offsets, 1)
-        first = records.read(0)
-    flat = not first.flag or bool(first.picture)
-    if not flat:
-        if records.keys[-1] != len(records) - 1:
-            raise ValueError(
-                f"{records.path} has {len(records)} records, and keys up to {records.keys[-1]}: "
-                "the .idx lacks some; remove it to have the .rec read through instead"
-            )
-        count = _first_without_picture(records) - 1
-        if count < len(records) - 1:
-            return np.arange(1, count + 1), _sorted_classes(records, count)
-    places = np.arange(0 if flat else 1, len(records))
-    bar = tqdm(places, desc="labels", unit="record", mininterval=1.0, disable=len(places) < 10**5)
-    return places, np.array([_whole(records, place, records.labels(place)[0]) for place in bar])
-
-
-def _first_without_picture(records: RecordFile) -> int:
-    """Return the place after the last picture: pictures come first, then identities."""
-    low, high = 1, len(records)
-    while low < high:
-        middle = (low + high) // 2
-        if records.read(middle).picture:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-def _sorted_classes(records: RecordFile, count: int) -> Int[np.ndarray, " n"]:
-    """Return the class of each of `count` pictures, from what the identities' records say."""
-    classes = np.empty(count, dtype=np.int64)
-    begin, seen = 1, set()
-    for place in range(count + 1, len(records)):
-        labels = records.labels(place)
-        if len(labels) != 2:
-            raise ValueError(f"{records.where(place)} should say which keys are an identity's")
-        if labels[0] >= labels[1] and labels[1] < EXACT:  # nobody's; above, it may be rounded
-            continue
-        end = _border(records, begin, labels[1], count)
-        number = _whole(records, begin, records.labels(begin)[0])
-        if number in seen:
-            raise ValueError(f"{records.where(begin)} has label {number}, as pictures before it")
-        seen.add(number)
-        classes[begin - 1 : end - 1] = number
-        begin = end
-    if begin != count + 1:
-        raise ValueError(
-            f"{records.path} has {count} pictures, and its identities have {begin - 1}: the file "
-            "was made by something else; convert its pictures from a folder"
-        )
-    return classes
-
-
-def _border(records: RecordFile, begin: int, end: float, count: int) -> int:
-    """Return the key after an identity's last, of which float32 may have lost the last digits."""
-    if end < EXACT:  # which 2**24 + 1 is rounded to
-        return int(end)
-    spread = int(np.spacing(np.float32(end)))
-    own = records.labels(begin)
-    for key in range(max(begin + 1, int(end) - spread), min(int(end) + spread, count) + 1):
-        if records.labels(key) != own:
-            return key
-    return count + 1
-
-
-def _whole(records: RecordFile, place: int, label: float) -> int:
-    if not (label == int(label) and 0 <= label < EXACT):
-        raise ValueError(
-            f"{records.where(place)} has label {label}: a class is a whole number from 0 to 2**24, "
-            "above which float32 does not hold every one"
-        )
-    return int(label)
-
-
 def _read_index(path: Path) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """Return keys and offsets, sorted by key."""
-    text = path.read_text(encoding="ascii", errors="replace")
+    text = read_regular(path, _LARGEST_INDEX).decode("ascii", errors="replace")
     try:
         numbers = np.array(text.split(), dtype=np.int64)
         keys, offsets = numbers.reshape(-1, 2).T
-    except ValueError:
+        if (numbers < 0).any():
+            raise ValueError
+    except (ValueError, OverflowError):
         raise ValueError(
-            f"{path} must hold a key and an offset a line, whole numbers: make it again, or "
+            f"{path} must hold a key and an offset a line, whole numbers below 2**63: make it "
+            "again, or "
             "remove it to have the .rec read through instead"
         ) from None
     order = np.argsort(keys, kind="stable")

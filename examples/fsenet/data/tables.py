@@ -12,7 +12,8 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ class IdentityTable(IdentityPictures):
         path: a `.parquet` or `.arrow` file, a folder of them, `a-{00000..00009}.parquet` or
             `a-%05d.parquet`.
         identities, size, damage: see `IdentityPictures`. What counts as damaged: rows without a
-            label, or with one that is no name and has none.
+            label, or with one that is no name and has none, or that cannot be read.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -60,9 +61,9 @@ class IdentityTable(IdentityPictures):
         people: dict[str, int] = {}
         found, owners = array("q"), array("q")
         for group, names in enumerate(groups.owners()):
-            for row, (label, name) in enumerate(names):
+            for row, (problem, name) in enumerate(names):
                 if name is None:
-                    self.damage.add(f"{groups.where(group, row)} has the label {label!r:.40}")
+                    self.damage.add(f"{groups.where(group, row)} {problem}")
                     continue
                 found.extend((group, row))
                 owners.append(people.setdefault(name, len(people)))
@@ -131,13 +132,22 @@ class _Groups:
         file = self.files[number]
         return f"{file.path}: row {sum(file.rows[:own]) + row}"
 
-    def owners(self) -> Iterable[list[tuple[Any, str | None]]]:
-        """Yield, a group at a time, the labels and the names that they stand for."""
-        for number, group in self._place:
+    def owners(self) -> Iterable[list[tuple[str, str | None]]]:
+        """Yield, a group at a time, of each row the name of its owner, or what is wrong, and None.
+
+        Raises:
+            ValueError: the names of a `ClassLabel` are none.
+        """
+        for number, of_file in groupby(self._place, key=itemgetter(0)):
             file, (_, column) = self.files[number], self._columns[number]
             names = _class_names(file, column)
-            values = file.read(group, column).to_pylist()
-            yield [(value, _owner(value, names)) for value in values]
+            for _, group in of_file:
+                try:
+                    values = file.read(group, column).to_pylist()
+                except ValueError as error:
+                    yield [(f"is lost: {error}", None)] * file.rows[group]
+                else:
+                    yield [(f"has the label {x!r:.40}", _owner(x, names)) for x in values]
 
     def picture(self, group: int, row: int, field: str) -> Any:
         """Return a field of a picture; of a column of bytes there is no "path"."""

@@ -116,7 +116,7 @@ def _pax(data: bytes, offset: int) -> dict[str, str]:
         digits = data.split(b" ", 1)[0]
         length = _whole(digits.decode("ascii", errors="replace"), offset)
         key, equals, value = data[len(digits) + 1 : length - 1].partition(b"=")
-        if not equals or length > len(data):
+        if not equals or not len(digits) + 1 < length <= len(data):  # 0 would never end
             raise DamagedTar(f"damaged attributes at byte {offset}")
         found[_text(key)] = _text(value)
         data = data[length:]
