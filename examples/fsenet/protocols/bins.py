@@ -20,10 +20,9 @@ import numpy as np
 from data.archives import MAX_BYTES
 from jaxtyping import Bool
 
-from protocols.pairs import Pairs, cut_in_folds
+from protocols.pairs import FOLDS, Pairs, cut_in_folds
 
 MOST_BYTES = 4 * 2**30  # of a .bin, all of which is read; LFW's has 60 MB
-FOLDS = 10
 
 
 class VerificationBin(NamedTuple):
@@ -37,7 +36,7 @@ class VerificationBin(NamedTuple):
         """Return the pairs in ten contiguous folds; who the people are is not known."""
         count = len(self.same)
         first = 2 * np.arange(count)
-        return Pairs(first, first + 1, self.same, cut_in_folds(count, FOLDS), None)
+        return Pairs(first, first + 1, self.same, cut_in_folds(count), None)
 
 
 def read_bin(path: str | Path) -> VerificationBin:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FOLDS = 10  # of every published set of pairs, and of the drawn ones
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -13,7 +15,8 @@ class Pairs:
         first: index of a picture, p.
         second: index of the other, p.
         same: whether both show one identity, p.
-        fold: of each pair, p; no identity occurs in two folds.
+        fold: of each pair, p. No identity occurs in two folds of drawn pairs, nor of LFW's; other
+            lists say what they say.
         identities: of each picture, n; None where they are not known.
     """
 
@@ -24,7 +27,7 @@ class Pairs:
     identities: np.ndarray | None
 
 
-def cut_in_folds(count: int, folds: int = 10) -> np.ndarray:
+def cut_in_folds(count: int, folds: int = FOLDS) -> np.ndarray:
     """Return the fold of each of so many pairs in order; the first folds get one more.
 
     >>> cut_in_folds(7, folds=3)
@@ -33,7 +36,7 @@ def cut_in_folds(count: int, folds: int = 10) -> np.ndarray:
     return np.repeat(np.arange(folds), [len(x) for x in np.array_split(np.arange(count), folds)])
 
 
-def draw_pairs(identities: np.ndarray, pairs_per_fold: int, seed: int, folds: int = 10) -> Pairs:
+def draw_pairs(identities: np.ndarray, pairs_per_fold: int, seed: int, folds: int = FOLDS) -> Pairs:
     """Draw as many genuine as impostor pairs in each of `folds` groups of identities.
 
     Every pair of a group is as likely as any other of its kind. They are numbered and not written
