@@ -155,6 +155,24 @@ def test_cleaning_needs_lists(world, tmp_path, cleaning):
         evaluate.main(arguments)
 
 
+def test_cleaning_leaves_something(tmp_path):
+    """With nobody, or no distractor, left there would be rates of nothing."""
+    lists = (("a/1", "a/2", "b/1", "b/2"), np.array([0, 0, 1, 1]), ("x", "y"))
+    for noisy, what in (
+        ((frozenset("1"), frozenset()), "person with two pictures"),
+        ((frozenset("12"), frozenset()), "person with two pictures"),
+        ((frozenset(), frozenset("xy")), "distractor"),
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        MegafaceProtocol(*lists, *noisy, {}).write(folder)
+        arguments = Arguments(tmp_path, "megaface", folder, megaface=MegafaceOptions(
+            2, cleaning="leave_out"))  # fmt: skip
+        message = f"--megaface.cleaning leave_out: the lists of noises in .* leave no {what}: use"
+        with pytest.raises(ValueError, match=message):
+            evaluate.open_protocol(arguments, folder, False)
+    MegafaceProtocol(*lists, frozenset("1"), frozenset("x"), {}).check_cleaning("", "none")
+
+
 def test_feature_files(tmp_path):
     """The bytes as OpenCV's matrix has them; damaged ones are named."""
     path = tmp_path / "a/1.jpg_x.bin"

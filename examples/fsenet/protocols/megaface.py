@@ -32,6 +32,7 @@ from tqdm import tqdm
 from partlocal.evaluation import Highest, Nearest, score_blocks, tar_above_impostors
 from partlocal.evaluation.search import Vectors
 from protocols.lists import ListFiles
+from protocols.rates import IMPOSTOR_MODES, named
 
 Cleaning = Literal["none", "leave_out", "insightface", "facex"]
 FARS = (1e-6, 1e-5, 1e-4)
@@ -99,7 +100,7 @@ class MegafaceProtocol:
 
         Raises:
             FileNotFoundError: a list of noises is not there.
-            ValueError: they name no picture of the other lists.
+            ValueError: they name no picture of the other lists, or leave nothing to compare.
         """
         if cleaning == "none":
             return
@@ -115,6 +116,14 @@ class MegafaceProtocol:
                 f"--megaface.cleaning {cleaning}: the lists of noises in {path} name no picture of "
                 "its other lists"
             )
+        if cleaning == "leave_out":
+            left = np.bincount(self.people[~self.wrong_probes()], minlength=1).max()
+            if left < 2 or self.wrong_distractors().all():
+                what = "distractor" if left > 1 else "person with two pictures"
+                raise ValueError(
+                    f"--megaface.cleaning {cleaning}: the lists of noises in {path} leave no "
+                    f"{what}: use another cleaning"
+                )
 
     def wrong_probes(self) -> Bool[np.ndarray, " n"]:
         """Tell which pictures of FaceScrub are wrong."""
@@ -203,11 +212,9 @@ class MegafaceProtocol:
                      for m, x in cmc.items()},
             "tar_at_far": {},
         }  # fmt: skip
-        modes: tuple[tuple[str, Literal["strict", "nearest"]], ...]
-        modes = (("strict", "strict"), ("parity", "nearest"))
-        for name, mode in modes:
+        for name, mode in IMPOSTOR_MODES:
             rates = tar_above_impostors(genuine, top, np.array(FARS), mode, impostors)
-            found["tar_at_far"][name] = dict(zip(map(str, FARS), rates.tolist(), strict=True))
+            found["tar_at_far"][name] = named(FARS, rates)
         curve = [list(range(kept)), cmc["parity"].tolist()]
         return found, Curves(curve, _roc(genuine, top, impostors))
 
