@@ -18,6 +18,7 @@ import torch
 from data.images import without_suffix
 from feature_folder import lost_rows
 from jaxtyping import Int
+from protocols.directions import check_directions
 from protocols.lists import listing
 from stored import Names, Rows, Stored
 from torch import Tensor
@@ -101,17 +102,16 @@ class NamedRows:
         """Return some of them.
 
         Raises:
-            ValueError: one is not finite, or has no direction; the message names its picture.
+            ValueError: one is not finite, or has no direction; their pictures are named.
         """
         block = self._rows[rows]
         largest = np.abs(block).max(1, initial=0)  # NaN if one number is
-        fine = np.isfinite(largest) & (largest > 1e-12)
-        if not fine.all():
-            worst = int(np.argmin(fine))
-            name = self._all.names[int(self._rows.index[rows][worst])]
-            what = "zero, and has no cosine" if np.isfinite(largest[worst]) else "not finite"
-            raise ValueError(f"{self._all.path}: the embedding of {name} is {what}")
+        check_directions(largest, lambda bad: self._named(rows, bad), self._all.path, least=1e-12)
         return block
+
+    def _named(self, rows: slice | Int[np.ndarray, " r"], bad: Int[np.ndarray, " b"]) -> list[str]:
+        names = list(self._all.names)
+        return [names[row] for row in self._rows.index[rows][bad]]
 
 
 def load_embeddings(path: Path) -> Embeddings:

@@ -181,12 +181,12 @@ def test_embedding_errors(protocol, monkeypatch):
         ValueError, match=r"names must be different pictures; got 'x/P00_J._Doe_0001.png' twice"
     ):
         protocol.scores([*names, "x/P00_J._Doe_0001.png"], np.ones((81, 2)))
-    for bad in (0.0, np.nan, np.inf):
+    for bad, what in ((0.0, "zero, and have no cosine"), (np.nan, "not finite"),
+                      (np.inf, "not finite")):  # fmt: skip
         broken = vectors.copy()
-        broken[3] = bad
-        with pytest.raises(
-            ValueError, match=r"1 of 80 are not, first that of 'P00_J._Doe/P00_J._Doe_0004.jpg'"
-        ):
+        broken[[3, 4]] = bad
+        message = f"2 embeddings are {what}: {names[3]}, {names[4]}$"
+        with pytest.raises(ValueError, match=message):
             protocol.scores(names, broken)
     with pytest.raises(ValueError, match=r"folds must be among \[0, 1, 2, 3\]; got \[8, 9\]"):
         protocol.evaluate_held_out(names, vectors)

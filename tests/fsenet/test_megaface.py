@@ -210,14 +210,14 @@ def test_errors(world, tmp_path):
     distractors = np.array([features[name] for name in protocol.distractors])
     with pytest.raises(ValueError, match=r"there must be a row a picture, .* and 399"):
         protocol.evaluate(probes, distractors[1:])
-    for value in (0, np.nan, np.inf):
+    for value, what in ((0, "zero, and have"), (np.nan, "not finite"), (np.inf, "not finite")):
         broken = distractors.copy()
         broken[17] = value
-        with pytest.raises(ValueError, match="distractors must be finite and not zero; row 17 is"):
+        with pytest.raises(ValueError, match=f"distractors: 1 embeddings are {what}.*: row 17$"):
             protocol.evaluate(probes, broken)
         broken = probes.copy()
         broken[3] = value
-        with pytest.raises(ValueError, match="probes must be finite and not zero; row 3 is not"):
+        with pytest.raises(ValueError, match=f"probes: 1 embeddings are {what}.*: row 3$"):
             protocol.evaluate(broken, distractors)
     wrong = MegafaceProtocol(("a/1", "a/2"), np.zeros(2, int), ("x",), frozenset("12"),
                              frozenset(), {})  # fmt: skip

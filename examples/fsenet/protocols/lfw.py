@@ -18,6 +18,7 @@ from data.archives import Source
 from jaxtyping import Bool, Float, Int, Shaped
 
 from partlocal.evaluation import auc, auc_interval, ten_fold_accuracy
+from protocols.directions import check_directions
 from protocols.lfw_lists import count_pictures, owner_of, parse_identities, parse_pairs, stem_of
 from protocols.lists import listing
 
@@ -225,12 +226,7 @@ def _rows(names: Sequence[str], embeddings: Shaped[np.ndarray, "n d"]) -> dict[s
 def _unit(names: Sequence[str], embeddings: np.ndarray) -> Float[np.ndarray, "n d"]:
     vectors = np.asarray(embeddings, dtype=np.float64)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    bad = ~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0))
-    if bad.any():
-        raise ValueError(
-            f"embeddings must be finite and not zero; {bad.sum()} of {len(bad)} are not, first "
-            f"that of {names[int(np.argmax(bad))]!r}"
-        )
+    check_directions(norms[:, 0], lambda bad: [names[row] for row in bad], "embeddings")
     return vectors / norms
 
 

@@ -20,7 +20,6 @@ Source: Kemelmacher-Shlizerman and others, CVPR 2016.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -31,6 +30,7 @@ from tqdm import tqdm
 
 from partlocal.evaluation import Highest, Nearest, score_blocks, tar_above_impostors
 from partlocal.evaluation.search import Vectors
+from protocols.directions import check_directions
 from protocols.lists import ListFiles
 from protocols.rates import IMPOSTOR_MODES, named
 
@@ -38,6 +38,31 @@ Cleaning = Literal["none", "leave_out", "insightface", "facex"]
 FARS = (1e-6, 1e-5, 1e-4)
 RANKS = (1, 10, 100, 1000)
 _POINTS = 1000  # of the ROC curve that is written
+
+
+def search(
+    vectors: Float[np.ndarray, "n d"], gallery: "Shown", impostors: int
+) -> tuple[Nearest, Highest]:
+    """Compare all probes with all distractors, and keep what the rates need.
+
+    Args:
+        vectors: of the probes, of length 1.
+        gallery: the distractors.
+        impostors: pairs of both that there are said to be.
+
+    Returns:
+        the best of each probe, and the highest of all scores.
+    """
+    nearest = Nearest(len(vectors), min(max(RANKS), gallery.shape[0]))
+    highest = Highest(int(max(FARS) * impostors) + 1)
+    bar = tqdm(total=gallery.shape[0], desc="searching", unit=" distractors", mininterval=1.0)
+    with bar:
+        for rows, columns, scores in score_blocks(vectors, gallery):
+            nearest.add(rows, columns, scores)
+            highest.add(scores)
+            if rows.stop == len(vectors):
+                bar.update(columns.stop - columns.start)
+    return nearest, highest
 
 
 class Curves(NamedTuple):
@@ -189,11 +214,7 @@ class MegafaceProtocol:
         impostors = len(vectors) * (len(shown) if cleaning == "leave_out" else len(bad))
 
         kept = min(max(RANKS), len(shown))
-        nearest, highest = Nearest(len(vectors), kept), Highest(int(max(FARS) * impostors) + 1)
-        gallery = _Shown(distractors, shown, zeros)
-        for rows, columns, scores in _blocks(vectors, gallery):
-            nearest.add(rows, columns, scores)
-            highest.add(scores)
+        nearest, highest = search(vectors, Shown(distractors, shown, zeros), impostors)
         genuine, ahead, level = _pairs(vectors, people, nearest.scores)
         top = highest.scores()
         # A wrong distractor of insightface's is the last of all: below every score there is.
@@ -219,8 +240,14 @@ class MegafaceProtocol:
         return found, Curves(curve, _roc(genuine, top, impostors))
 
 
-class _Shown:
-    """Unit vectors of the distractors that take part."""
+class Shown:
+    """Unit vectors of the distractors that take part, made a block at a time.
+
+    Args:
+        vectors: of all distractors, of any length but zero.
+        index: of those that take part.
+        zeros: whether each of all becomes a vector of zeros.
+    """
 
     def __init__(self, vectors: Vectors, index: np.ndarray, zeros: np.ndarray) -> None:
         self.vectors, self.index, self.zeros = vectors, index, zeros
@@ -262,9 +289,7 @@ class _Lists(ListFiles):
 
 def _unit(vectors: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-    fine = np.isfinite(lengths) & (lengths > 0)
-    if not fine.all():
-        raise ValueError(f"{name} must be finite and not zero; row {rows[np.argmin(fine)]} is not")
+    check_directions(lengths, lambda bad: [f"row {row}" for row in rows[bad]], name)
     return vectors / lengths[:, None]
 
 
@@ -286,15 +311,6 @@ def _replace(
                 f"all pictures of person {people[row]} are wrong: use --megaface.cleaning leave_out"
             )
         vectors[row] = moved / length
-
-
-def _blocks(vectors: np.ndarray, gallery: _Shown) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    bar = tqdm(total=gallery.shape[0], desc="searching", unit=" distractors", mininterval=1.0)
-    with bar:
-        for rows, columns, scores in score_blocks(vectors, gallery):
-            yield rows, columns, scores
-            if rows.stop == len(vectors):
-                bar.update(columns.stop - columns.start)
 
 
 def _pairs(
