@@ -7,6 +7,7 @@ a line; the folder that `extract.py` leaves is one, and is taken wherever an `.n
 import lzma
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tokenize import TokenError
@@ -17,6 +18,7 @@ import torch
 from data.images import without_suffix
 from feature_folder import lost_rows
 from jaxtyping import Int
+from protocols.directions import check_directions
 from protocols.lists import listing
 from stored import Names, Rows, Stored
 from torch import Tensor
@@ -100,17 +102,16 @@ class NamedRows:
         """Return some of them.
 
         Raises:
-            ValueError: one is not finite, or has no direction; the message names its picture.
+            ValueError: one is not finite, or has no direction; their pictures are named.
         """
         block = self._rows[rows]
         largest = np.abs(block).max(1, initial=0)  # NaN if one number is
-        fine = np.isfinite(largest) & (largest > 1e-12)
-        if not fine.all():
-            worst = int(np.argmin(fine))
-            name = self._all.names[int(self._rows.index[rows][worst])]
-            what = "zero, and has no cosine" if np.isfinite(largest[worst]) else "not finite"
-            raise ValueError(f"{self._all.path}: the embedding of {name} is {what}")
+        check_directions(largest, lambda bad: self._named(rows, bad), self._all.path, least=1e-12)
         return block
+
+    def _named(self, rows: slice | Int[np.ndarray, " r"], bad: Int[np.ndarray, " b"]) -> list[str]:
+        names = list(self._all.names)
+        return [names[row] for row in self._rows.index[rows][bad]]
 
 
 def load_embeddings(path: Path) -> Embeddings:
@@ -166,6 +167,7 @@ def _from_npy(path: Path) -> Embeddings:
             f"{path} must hold one embedding a picture, [n, d] with n = {len(names)} names in "
             f"{beside.name}; got {list(vectors.shape)}"
         )
+    _check_different(beside, names)
     return Embeddings(path, names, vectors)
 
 
@@ -181,13 +183,22 @@ def _from_npz(path: Path) -> Embeddings:
     if embeddings.dtype.kind not in "fiu":
         raise ValueError(f"{path}: embeddings must be real numbers; got dtype {embeddings.dtype}")
     names = list(map(str, found))
-    if len(set(names)) < len(names):
-        row = {name: number for number, name in enumerate(names)}
-        twice = next(name for number, name in enumerate(names) if row[name] != number)
-        raise ValueError(f"{path} holds two embeddings of {twice}")
+    _check_different(path, names)
     if embeddings.ndim != 2 or len(names) != len(embeddings):
         raise ValueError(
             f"{path} must hold one embedding a picture, [n, d] with n = {len(names)} names; got "
             f"{list(embeddings.shape)}"
         )
     return Embeddings(path, names, embeddings)
+
+
+def _check_different(path: Path, names: Sequence[str]) -> None:
+    """Refuse names that stand there again; of millions only a hash each is held."""
+    hashes = np.sort(np.fromiter(map(hash, names), np.int64, len(names)))
+    again = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    counts = Counter(name for name in names if hash(name) in again) if again else {}
+    if repeated := sorted(name for name, count in counts.items() if count > 1):
+        raise ValueError(
+            f"{path} must name every picture once; {len(repeated)} are there more often, keep one "
+            f"embedding of each: {listing(repeated)}"
+        )

@@ -140,8 +140,14 @@ class Ijba(FeatureProtocol):
     def evaluate(self, embeddings: Path) -> Found:
         """See there."""
         loaded, names = load_embeddings(embeddings), self.lists.names
-        found = (loaded.find(x) for x in (names, map(picture_of, names)))
-        rows = dict(zip(names, np.maximum(*found).tolist(), strict=True))
+        plain, paths = (loaded.find(x) for x in (names, map(picture_of, names)))
+        both = np.flatnonzero((plain >= 0) & (paths >= 0) & (plain != paths))
+        if twice := [f"{names[row]} and {picture_of(names[row])}" for row in both]:
+            raise ValueError(
+                f"{embeddings} holds two embeddings of {len(twice)} faces, keep one of each: "
+                f"{listing(twice)}"
+            )
+        rows = dict(zip(names, np.maximum(plain, paths).tolist(), strict=True))
         if max(rows.values()) < 0:
             raise ValueError(
                 f"{embeddings} holds no embedding of a face of the lists: they are called by their "

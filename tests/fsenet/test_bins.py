@@ -108,6 +108,56 @@ def test_memory(tmp_path, monkeypatch):
         read_bin(tmp_path / "a.bin")
 
 
+@pytest.mark.parametrize("kind", [bytes, np.array])
+def test_a_picture_that_stands_there_often(tmp_path, kind):
+    """It is held once, whatever the number of its places."""
+    picture = kind(np.zeros(10**6, np.uint8))
+    path = dump(tmp_path / "a.bin", ([picture] * 24, SAME))
+    pictures = read_bin(path).pictures
+    assert (len(pictures), len(pictures[0])) == (24, 10**6)
+    assert len({id(x) for x in pictures}) == 1
+
+
+def again(opcodes, times):
+    """A pickle of pictures that `opcodes` make: first what stands there once, then each."""
+    pictures = opcodes[0] + b"](" + opcodes[1] * times + b"e"
+    return b"\x80\x05" + pictures + b"](" + b"\x88" * (times // 2) + b"e\x86."
+
+
+def test_many_of_one_object(tmp_path):
+    """Arrays on the same bytes, and bytes of the same text: refused before the memory is taken."""
+    size = struct.pack("<I", 10**6)
+    text = b"X" + size + b"x" * 10**6 + b"q\x00" + b"0"
+    dtype = b"0cnumpy\ndtype\n(X\x02\0\0\0u1tRq\x02"
+    arrays = b"cnumpy.core.numeric\n_frombuffer\nq\x01" + dtype
+    arrays += b"0B" + size + b"x" * 10**6 + b"q\x00" + b"0"
+    shape = b"J" + size + b"\x85"
+    each = b"h\x01(h\x00h\x02" + shape + b"X\x01\0\0\0CtR"
+    (tmp_path / "a.bin").write_bytes(again((arrays, each), 24))
+    with pytest.raises(ValueError, match="their arrays come to more bytes than the file has"):
+        read_bin(tmp_path / "a.bin")
+    encode = b"c_codecs\nencode\nq\x01" + b"0"
+    each = b"h\x01(h\x00X\x06\0\0\0latin1tR"
+    (tmp_path / "a.bin").write_bytes(again((encode + text, each), 24))
+    with pytest.raises(ValueError, match="is refused: it asks for more bytes than it has"):
+        read_bin(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("name", ["dtype", "ndarray", "_reconstruct"])
+def test_nothing_is_changed(tmp_path, name):
+    """A state is that of arrays: what the reader itself is made of gets no attributes."""
+    state = b"}X\x0c\0\0\0__defaults__X\x01\0\0\0a\x85s"
+    known = bins._Plain(b"").find_class("numpy", name)
+    for build in (b"N" + state + b"\x86b", state + b"b"):  # to be set, or to be updated
+        data = b"\x80\x02cnumpy\n" + name.encode() + b"\n" + build + b"."
+        (tmp_path / "a.bin").write_bytes(data)
+        with pytest.raises(
+            ValueError, match=r"is refused: it asks for a change of (function|type)"
+        ):
+            read_bin(tmp_path / "a.bin")
+    assert getattr(known, "__defaults__", None) is None
+
+
 def test_errors(tmp_path):
     path = tmp_path / "a.bin"
     whole = pickle.dumps((PICTURES, SAME))

@@ -22,7 +22,7 @@ import torch
 from data.pictures import open_pictures
 from data.record_layouts import write_identities
 from describe import describe
-from embeddings import embedding_rows, load_embeddings
+from embeddings import Embeddings, embedding_rows, load_embeddings
 from extract import Extraction, open_to_describe
 from feature_folder import FeatureFolder
 from model import GlobalNet, load_network
@@ -360,8 +360,15 @@ def test_npy(tmp_path):
     assert rows[:].tolist() == numbers[[3, 0]].tolist()
     assert Rows(rows, np.array([1, 1, 0]))[1:].tolist() == numbers[[0, 3]].tolist()
     (tmp_path / "f.txt").write_text("a\nb\na\nd\n")
-    with pytest.raises(ValueError, match="holds 2 embeddings of a"):
-        embedding_rows(path, ["a"])
+    embeddings_of_x = Embeddings(path, ["x.jpg", "x.png"], numbers[:2])
+    with pytest.raises(ValueError, match="holds 2 embeddings of x"):
+        embeddings_of_x.find(["x"])
+    for names in ("a\nb\na\nb\n", "b\nb\nb\na\n"):
+        (tmp_path / "f.txt").write_text(names)
+        twice = ", ".join(sorted({n for n in names.split() if names.count(n) > 1}))
+        message = rf"f\.txt must name every picture once; {len(twice.split())} are .*: {twice}$"
+        with pytest.raises(ValueError, match=message):
+            load_embeddings(path)
     (tmp_path / "f.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match=r"n = 2 names in f\.txt; got \[4, 3\]"):
         load_embeddings(path)

@@ -270,13 +270,13 @@ def test_mixed_widths(tmp_path):
 def test_bad_embeddings_are_named(tmp_path):
     folder = world("ytf", tmp_path / "w")
     found = np.load(folder / "features.npz")
-    for value, what in ((0, "is zero, and has no cosine"), (np.nan, "is not finite")):
+    for value, what in ((0, "zero, and have no cosine"), (np.nan, "not finite")):
         vectors = found["embeddings"].copy()
         vectors[7] = value
         path = tmp_path / "e.npz"
         np.savez(path, names=found["names"], embeddings=vectors)
         for how in ("none", "max"):
-            with pytest.raises(ValueError, match=f"the embedding of {found['names'][7]} {what}$"):
+            with pytest.raises(ValueError, match=f"1 embeddings are {what}: {found['names'][7]}$"):
                 evaluate.main(Arguments(path, "ytf", folder, frame_pairs=how))
 
 

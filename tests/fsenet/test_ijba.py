@@ -179,3 +179,15 @@ def test_errors(world, tmp_path, refused_when_changed):
     message = "img/1.jpg shows several people: name their embeddings img/1.jpg#6 and img/1.jpg#5"
     with pytest.raises(ValueError, match=message):
         two.evaluate({"img/1.jpg": 0, "img/1.jpg#5": 1}, np.eye(2))
+    alone = Faces(numbers, numbers, ("a.jpg", "b.jpg"), numbers, numbers)
+    one = IjbaProtocol({1: Split(alone, *np.array([[1], [2]]), alone, alone)}, {})
+    rows = {"a.jpg": 0, "b.jpg": 1, "a.jpg#1": 2, "b.jpg#2": 1}
+    message = "1 faces have two embeddings, one called FILE and one FILE#SIGHTING_ID; keep one of"
+    with pytest.raises(ValueError, match=f"{message} each: a.jpg$"):
+        one.evaluate(rows, np.eye(3))
+    one.write(tmp_path / "one")
+    names = ["a.jpg", "b.jpg#2", "b#2.jpg"]  # FILE#SIGHTING_ID, and what its picture is called
+    np.savez(tmp_path / "one.npz", names=np.array(names), embeddings=np.eye(3))
+    message = r"one\.npz holds two embeddings of 1 faces, keep one of each: b\.jpg#2 and b#2$"
+    with pytest.raises(ValueError, match=message):
+        evaluate.main(Arguments(tmp_path / "one.npz", "ijba", tmp_path / "one"))

@@ -12,6 +12,7 @@ import pytest
 from protocols import lfw
 from protocols.lfw import LfwProtocol
 from protocols.lfw_lists import format_pairs, parse_pairs
+from protocols.rates import fold_rates
 
 REAL = Path(__file__).parents[2] / "../shared/data/lfw112.zip"
 FOLDS, EACH, PICTURES = 4, 6, 4
@@ -113,14 +114,15 @@ def test_reference(protocol, noise):
     names, vectors = embed(protocol, noise)
     scores = protocol.scores(names, vectors)
     correct = slow_accuracy(scores, protocol.same, protocol.fold)
-    report = protocol.evaluate_ten_folds(names, vectors)
+    report, _ = fold_rates(scores, protocol.same, protocol.fold)
     by_fold = correct.reshape(FOLDS, -1).mean(1)
     assert report["accuracy"] == pytest.approx(by_fold.mean())
-    assert report["standard_error"] == pytest.approx(by_fold.std(ddof=1) / FOLDS**0.5)
+    assert report["standard_error_over_folds"] == pytest.approx(by_fold.std(ddof=1) / FOLDS**0.5)
 
     index = protocol.held_out((1, 3))
     correct = slow_accuracy(scores[index], protocol.same[index], protocol.fold[index])
-    np.testing.assert_array_equal(protocol.correct(scores[index], index), correct)
+    _, decided = fold_rates(scores[index], protocol.same[index], protocol.fold[index])
+    np.testing.assert_array_equal(decided.correct, correct)
     report = protocol.evaluate_held_out(names, vectors, (1, 3), resamples=50)
     p = correct.mean()
     assert report["accuracy"] == pytest.approx(p)
@@ -145,12 +147,9 @@ def test_reference(protocol, noise):
 
 def test_report_is_json(protocol):
     names, vectors = embed(protocol, 1.0)
-    for report in (
-        protocol.evaluate_ten_folds(names, vectors.astype(np.float32)),
-        protocol.evaluate_held_out(names, vectors, tuple(np.array([0, 2])), resamples=5),
-    ):
-        assert json.loads(json.dumps(report)) == report
-        assert report["list_sha256"] == protocol.hashes
+    report = protocol.evaluate_held_out(names, vectors, tuple(np.array([0, 2])), resamples=5)
+    assert json.loads(json.dumps(report)) == report
+    assert report["list_sha256"] == protocol.hashes
     assert report["test_folds"] == [0, 2]
     assert report["comparable_with_published"] is False
     again = protocol.evaluate_held_out(names, vectors, (0, 2), resamples=5)
@@ -174,19 +173,20 @@ def test_embedding_errors(protocol, monkeypatch):
     ):
         protocol.scores(names, vectors[1:])
     with pytest.raises(
-        ValueError, match=r"names lack 1 pictures of the protocol, first 'P00_J._Doe_0001'"
+        ValueError,
+        match=r"names lack 2 pictures of the protocol, .*: P00_J._Doe_0001, P00_J._Doe_0002$",
     ):
-        protocol.scores(names[1:], vectors[1:])
+        protocol.scores(names[2:], vectors[2:])
     with pytest.raises(
         ValueError, match=r"names must be different pictures; got 'x/P00_J._Doe_0001.png' twice"
     ):
         protocol.scores([*names, "x/P00_J._Doe_0001.png"], np.ones((81, 2)))
-    for bad in (0.0, np.nan, np.inf):
+    for bad, what in ((0.0, "zero, and have no cosine"), (np.nan, "not finite"),
+                      (np.inf, "not finite")):  # fmt: skip
         broken = vectors.copy()
-        broken[3] = bad
-        with pytest.raises(
-            ValueError, match=r"1 of 80 are not, first that of 'P00_J._Doe/P00_J._Doe_0004.jpg'"
-        ):
+        broken[[3, 4]] = bad
+        message = f"2 embeddings are {what}: {names[3]}, {names[4]}$"
+        with pytest.raises(ValueError, match=message):
             protocol.scores(names, broken)
     with pytest.raises(ValueError, match=r"folds must be among \[0, 1, 2, 3\]; got \[8, 9\]"):
         protocol.evaluate_held_out(names, vectors)

@@ -155,6 +155,24 @@ def test_cleaning_needs_lists(world, tmp_path, cleaning):
         evaluate.main(arguments)
 
 
+def test_cleaning_leaves_something(tmp_path):
+    """With nobody, or no distractor, left there would be rates of nothing."""
+    lists = (("a/1", "a/2", "b/1", "b/2"), np.array([0, 0, 1, 1]), ("x", "y"))
+    for noisy, what in (
+        ((frozenset("1"), frozenset()), "person with two pictures"),
+        ((frozenset("12"), frozenset()), "person with two pictures"),
+        ((frozenset(), frozenset("xy")), "distractor"),
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        MegafaceProtocol(*lists, *noisy, {}).write(folder)
+        arguments = Arguments(tmp_path, "megaface", folder, megaface=MegafaceOptions(
+            2, cleaning="leave_out"))  # fmt: skip
+        message = f"--megaface.cleaning leave_out: the lists of noises in .* leave no {what}: use"
+        with pytest.raises(ValueError, match=message):
+            evaluate.open_protocol(arguments, folder, False)
+    MegafaceProtocol(*lists, frozenset("1"), frozenset("x"), {}).check_cleaning("", "none")
+
+
 def test_feature_files(tmp_path):
     """The bytes as OpenCV's matrix has them; damaged ones are named."""
     path = tmp_path / "a/1.jpg_x.bin"
@@ -192,14 +210,14 @@ def test_errors(world, tmp_path):
     distractors = np.array([features[name] for name in protocol.distractors])
     with pytest.raises(ValueError, match=r"there must be a row a picture, .* and 399"):
         protocol.evaluate(probes, distractors[1:])
-    for value in (0, np.nan, np.inf):
+    for value, what in ((0, "zero, and have"), (np.nan, "not finite"), (np.inf, "not finite")):
         broken = distractors.copy()
         broken[17] = value
-        with pytest.raises(ValueError, match="distractors must be finite and not zero; row 17 is"):
+        with pytest.raises(ValueError, match=f"distractors: 1 embeddings are {what}.*: row 17$"):
             protocol.evaluate(probes, broken)
         broken = probes.copy()
         broken[3] = value
-        with pytest.raises(ValueError, match="probes must be finite and not zero; row 3 is not"):
+        with pytest.raises(ValueError, match=f"probes: 1 embeddings are {what}.*: row 3$"):
             protocol.evaluate(broken, distractors)
     wrong = MegafaceProtocol(("a/1", "a/2"), np.zeros(2, int), ("x",), frozenset("12"),
                              frozenset(), {})  # fmt: skip

@@ -180,6 +180,10 @@ def test_errors(worlds, tmp_path, refused_when_changed):
                 "Pair_list_P.txt line 1 should be 'number",
             ),
             (
+                lambda s: s.replace("2 ../", "1 ../", 1),
+                "Pair_list_P.txt line 2 should have a number of its own; 1 is ",
+            ),
+            (
                 lambda s: s.replace("4 ../", "400 ../", 1),
                 "should be two numbers of Pair_list_F and",
             ),
@@ -189,8 +193,20 @@ def test_errors(worlds, tmp_path, refused_when_changed):
                 lambda s: "7;8\n" + s,
                 "Split/FP/03/diff.txt line 1 should be two numbers of Pair_list",
             ),
+            (lambda s: ",\n" + s, "Split/FP/03/diff.txt line 1 should be two numbers of Pair_list"),
         ],
     }
+    blank = tmp_path / "blank"
+    shutil.copytree(worlds["cfp_fp"][0] / "Protocol", blank / "Protocol")
+    for path in blank.rglob("Pair_list_*.txt"):
+        path.write_text(path.read_text().replace("\n", "\n\n"))
+    assert (
+        read_pairs(blank, "cfp_fp").pictures == read_pairs(worlds["cfp_fp"][0], "cfp_fp").pictures
+    )
+    place = blank / "Protocol/Split/FP/03/diff.txt"
+    place.write_text(",\n" + place.read_text())
+    with pytest.raises(ValueError, match="line 1 should be two numbers of Pair_list_F"):
+        read_pairs(blank, "cfp_fp")
     cases["agedb_30", "agedb_30_ann.txt"] = [
         (
             lambda s: "2 a b\n" + s,

@@ -1,6 +1,8 @@
 """YouTube Faces' list and measure against a loop."""
 
+import hashlib
 import json
+import os
 import re
 
 import evaluate
@@ -96,3 +98,31 @@ def test_errors(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no splits\.txt"):
         YtfProtocol.read(tmp_path)
+
+
+def test_list(tmp_path, monkeypatch):
+    """Read once, no larger than a list may be, and of several that lie equally deep none."""
+    path = tmp_path / "splits.txt"
+    world(path)
+    protocol, data = YtfProtocol.read(path), path.read_bytes()
+    assert protocol.hashes == {"splits.txt": hashlib.sha256(data).hexdigest()}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/splits.txt").write_text("another, which lies deeper")
+    assert YtfProtocol.read(tmp_path).hashes == protocol.hashes
+    (tmp_path / "b").mkdir()
+    path.rename(tmp_path / "b/splits.txt")
+    message = (
+        r"holds splits\.txt 2 times, pass the folder that holds one of them: a/splits\.txt, b/"
+    )
+    with pytest.raises(ValueError, match=message):
+        YtfProtocol.read(tmp_path)
+    path = tmp_path / "b/splits.txt"
+    monkeypatch.setattr("protocols.lists.LARGEST", len(data))
+    YtfProtocol.read(path)
+    monkeypatch.setattr("protocols.lists.LARGEST", len(data) - 1)
+    with pytest.raises(ValueError, match=f"splits.txt is refused: .* more than {len(data) - 1} by"):
+        YtfProtocol.read(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"splits\.txt is no regular file: pass the list"):
+        YtfProtocol.read(path)

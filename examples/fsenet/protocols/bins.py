@@ -1,7 +1,8 @@
 """insightface's verification sets: a pickle of 2 n encoded pictures and n answers.
 
 A pickle is a program: whoever loads one runs what its author wrote. Nothing is run here. The
-unpickler knows lists, bytes, numbers and NumPy arrays of numbers, and refuses every other name.
+unpickler knows lists, bytes, numbers and NumPy arrays of numbers, refuses every other name, and
+sets the state of arrays alone.
 LFW, CFP-FP, AgeDB-30, CALFW and CPLFW come in this form; pictures 2 i and 2 i + 1 are pair i, and
 the ten folds are contiguous.
 
@@ -13,16 +14,15 @@ import io
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from data.archives import MAX_BYTES
 from jaxtyping import Bool
 
-from protocols.pairs import Pairs, cut_in_folds
+from protocols.pairs import FOLDS, Pairs, cut_in_folds
 
 MOST_BYTES = 4 * 2**30  # of a .bin, all of which is read; LFW's has 60 MB
-FOLDS = 10
 
 
 class VerificationBin(NamedTuple):
@@ -36,7 +36,7 @@ class VerificationBin(NamedTuple):
         """Return the pairs in ten contiguous folds; who the people are is not known."""
         count = len(self.same)
         first = 2 * np.arange(count)
-        return Pairs(first, first + 1, self.same, cut_in_folds(count, FOLDS), None)
+        return Pairs(first, first + 1, self.same, cut_in_folds(count), None)
 
 
 def read_bin(path: str | Path) -> VerificationBin:
@@ -54,7 +54,7 @@ def read_bin(path: str | Path) -> VerificationBin:
         raise ValueError(f"{path} is refused: more than {MOST_BYTES} bytes")
     data = path.read_bytes()
     try:
-        found = _Plain(io.BytesIO(data), encoding="bytes").load()
+        found = _Plain(data).load()
     except _Refused as error:
         raise ValueError(
             f"{path} is refused: it asks for {error}, and a verification set holds pictures and "
@@ -68,7 +68,7 @@ def read_bin(path: str | Path) -> VerificationBin:
         raise ValueError(f"{path} must hold pictures and answers; got {type(found).__name__}")
     try:
         _check_lengths(found, len(data))
-        pictures, same = tuple(map(_encoded, found[0])), _answers(found[1])
+        pictures, same = _pictures(found[0], len(data)), _answers(found[1])
         fits = same.ndim == 1 and np.isin(same, (0, 1)).all() and len(pictures) == 2 * len(same)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} holds something else than pictures ({error})") from None
@@ -95,7 +95,14 @@ class _Plain(pickle._Unpickler):
 
     The one in Python: that in C makes room for as many objects as a file says it will number,
     2**32 if a few bytes say so.
+
+    Args:
+        data: the file.
     """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        self._room = len(data)  # for bytes that are made of text, which may stand there once
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         """Return one of the few names that plain data needs."""
@@ -107,11 +114,29 @@ class _Plain(pickle._Unpickler):
             ("numpy", "_frombuffer"): _array,
             ("numpy", "ndarray"): _ArrayType,
             ("numpy", "dtype"): _dtype,
-            ("_codecs", "encode"): _latin,
+            ("_codecs", "encode"): self._latin,
         }
         if (module, name) not in known:
             raise _Refused(f"{module}.{name}")
         return known[module, name]
+
+    def load_build(self) -> None:
+        """Give an array its numbers; whatever else would get attributes is refused."""
+        state, made = self.stack.pop(), self.stack[-1]
+        if type(made) is np.ndarray:
+            made.__setstate__(state)
+        elif not isinstance(made, np.dtype):  # whose state says no more than its name does
+            raise _Refused(f"a change of {type(made).__name__}")
+
+    dispatch: ClassVar = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
+
+    def _latin(self, text: str, encoding: str) -> bytes:  # how Python 3 writes bytes for Python 2
+        if encoding not in ("latin1", b"latin1"):
+            raise _Refused(f"the codec {encoding!r}")
+        self._room -= len(text)
+        if self._room < 0:
+            raise _Refused("more bytes than it has")
+        return text.encode("latin1")
 
 
 class _ArrayType:
@@ -143,12 +168,6 @@ def _scalar(dtype: np.dtype, data: bytes) -> Any:
     return np.frombuffer(data, dtype)[0]
 
 
-def _latin(text: str, encoding: str) -> bytes:  # how Python 3 writes bytes for Python 2
-    if encoding not in ("latin1", b"latin1"):
-        raise _Refused(f"the codec {encoding!r}")
-    return text.encode("latin1")
-
-
 def _check_lengths(found: Sequence[object], most: int) -> None:
     """Refuse more of either than the file has bytes, such as the empty rows of an array."""
     for one in found:
@@ -163,6 +182,19 @@ def _answers(found: Sequence[object]) -> np.ndarray:
     if not all(isinstance(x, bool | int | float | np.generic) for x in found):
         raise TypeError("an answer is no number")
     return np.asarray(found, dtype=np.float64)
+
+
+def _pictures(found: Sequence[object], most: int) -> tuple[bytes, ...]:
+    """Return the bytes of each; one that stands there again takes no more memory."""
+    kept = list(found)  # rows of an array live, and have a number of their own, no longer than this
+    made: dict[int, bytes] = {}
+    for picture in kept:
+        if id(picture) not in made:
+            most -= getattr(picture, "nbytes", 0)  # before they are copied
+            if most < 0:
+                raise ValueError("their arrays come to more bytes than the file has")
+            made[id(picture)] = _encoded(picture)
+    return tuple(made[id(picture)] for picture in kept)
 
 
 def _encoded(picture: object) -> bytes:

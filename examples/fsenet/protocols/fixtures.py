@@ -34,8 +34,8 @@ from protocols.ijb import GALLERIES, IjbProtocol, Name, People
 from protocols.ijba import Faces, IjbaProtocol, Split, picture_of
 from protocols.lfw_lists import format_pairs
 from protocols.megaface import MegafaceProtocol
-from protocols.pair_lists import ANNOTATED, FOLDS, Listed, PairList, write_pairs
-from protocols.pairs import Pairs
+from protocols.pair_lists import ANNOTATED, Listed, PairList, write_pairs
+from protocols.pairs import FOLDS, Pairs
 from protocols.ytf import YtfProtocol
 
 Kind = Literal[

@@ -25,7 +25,7 @@ from jaxtyping import Int
 from partlocal.evaluation import Standings, standings, tar_above_impostors
 from partlocal.evaluation.search import Vectors
 from protocols.lists import ListFiles, listing
-from protocols.rates import named
+from protocols.rates import IMPOSTOR_MODES, named
 from protocols.templates import pair_scores, template_subjects, template_vectors
 
 FARS = (1e-3, 1e-2, 1e-1)
@@ -148,7 +148,8 @@ class IjbaProtocol:
             pooling: a template is the mean of its `faces`, or of the means of its `media`.
 
         Raises:
-            ValueError: a picture of several people has one embedding, or see `template_vectors`.
+            ValueError: a picture of several people has one embedding, a face has two, or see
+                `template_vectors`.
         """
         self._check_names(rows)
         found = [_split(split, rows, features, unit, pooling) for split in self.splits.values()]
@@ -161,8 +162,9 @@ class IjbaProtocol:
         }
 
     def _check_names(self, rows: dict[str, int]) -> None:
-        """Refuse to take the embedding of one person in a picture for that of another."""
+        """Refuse to take the embedding of one person for that of another, or one of two."""
         seen: dict[str, int] = {}
+        twice: dict[str, None] = {}
         for split in self.splits.values():
             for faces in (split.faces, split.gallery, split.probes):
                 for file, sighting in zip(faces.files, faces.sightings.tolist(), strict=True):
@@ -172,6 +174,14 @@ class IjbaProtocol:
                             f"{file} shows several people: name their embeddings {file}#{sighting} "
                             f"and {file}#{seen[file]}, after their SIGHTING_ID, and none {file}"
                         )
+                    own = {rows.get(name, -1) for name in (file, f"{file}#{sighting}")}
+                    if len(own) == 2 and min(own) >= 0:
+                        twice[file] = None
+        if twice:
+            raise ValueError(
+                f"{len(twice)} faces have two embeddings, one called FILE and one "
+                f"FILE#SIGHTING_ID; keep one of each: {listing(list(twice))}"
+            )
 
 
 def picture_of(name: str) -> str:
@@ -216,9 +226,7 @@ def _split(
         "empty_templates": int(sum((~x.any(1)).sum() for x in (vectors, entries, probes))),
         "faces_without_embedding": missing + no_entry + no_probe,
     }
-    modes: tuple[tuple[str, Literal["strict", "nearest"]], ...]
-    modes = (("strict", "strict"), ("parity", "nearest"))
-    for name, mode in modes:
+    for name, mode in IMPOSTOR_MODES:
         tar = tar_above_impostors(scores[same], scores[~same], np.array(FARS), mode)
         tpir = found.tpir_at_fpir(np.array(FPIRS), mode)
         result.setdefault("tar_at_far", {})[name] = named(FARS, tar)

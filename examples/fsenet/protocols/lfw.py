@@ -1,8 +1,8 @@
 """Labeled Faces in the Wild, View 2: 6,000 pairs in ten folds that share no person.
 
-Two measures. Ten folds, for embeddings that were trained elsewhere. And held out, for networks
-that were trained inside LFW on the people of the other folds: such numbers are not comparable with
-published 99 % results, and every report says so.
+Its ten folds are for embeddings that were trained elsewhere, and are counted as those of any other
+pairs (`rates.py`). Held out is for networks that were trained inside LFW on the people of the other
+folds: such numbers are not comparable with published 99 % results, and every report says so.
 
 Source: Huang, Ramesh, Berg, Learned-Miller, UMass Amherst TR 07-49 (2007).
 """
@@ -18,7 +18,9 @@ from data.archives import Source
 from jaxtyping import Bool, Float, Int, Shaped
 
 from partlocal.evaluation import auc, auc_interval, ten_fold_accuracy
+from protocols.directions import check_directions
 from protocols.lfw_lists import count_pictures, owner_of, parse_identities, parse_pairs, stem_of
+from protocols.lists import listing
 
 MAX_ALL_PAIRS = 2 * 10**7  # 2 GB of working memory for the AUC over all pairs of pictures
 
@@ -130,37 +132,6 @@ class LfwProtocol:
         b = _find(rows, [self.second[i] for i in pairs])
         return np.einsum("qd,qd->q", unit[a], unit[b])
 
-    def correct(
-        self, scores: Float[np.ndarray, " q"], index: Int[np.ndarray, " q"] | None = None
-    ) -> Bool[np.ndarray, " q"]:
-        """Tell which pairs are decided rightly at the threshold of the other folds."""
-        pairs = np.arange(len(self.same)) if index is None else index
-        return ten_fold_accuracy(scores, self.same[pairs], self.fold[pairs]).correct
-
-    def evaluate_ten_folds(
-        self, names: Sequence[str], embeddings: Float[np.ndarray, "n d"]
-    ) -> dict[str, Any]:
-        """Return LFW's official measure: accuracy over ten folds, with its standard error.
-
-        Raises:
-            ValueError: see `scores`.
-        """
-        scores = self.scores(names, embeddings)
-        result = ten_fold_accuracy(scores, self.same, self.fold)
-        return {
-            "protocol": "lfw-view2-ten-folds",
-            "similarity": "cosine",
-            "threshold": "best on the nine other folds",
-            "pairs": len(scores),
-            "accuracy": result.mean,
-            "standard_error": result.standard_error,
-            "population_std": result.population_std,
-            "fold_accuracies": result.accuracies.tolist(),
-            "fold_thresholds": result.thresholds.tolist(),
-            "auc": auc(scores, self.same),
-            "list_sha256": self.hashes,
-        }
-
     def evaluate_held_out(
         self,
         names: Sequence[str],
@@ -255,12 +226,7 @@ def _rows(names: Sequence[str], embeddings: Shaped[np.ndarray, "n d"]) -> dict[s
 def _unit(names: Sequence[str], embeddings: np.ndarray) -> Float[np.ndarray, "n d"]:
     vectors = np.asarray(embeddings, dtype=np.float64)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    bad = ~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0))
-    if bad.any():
-        raise ValueError(
-            f"embeddings must be finite and not zero; {bad.sum()} of {len(bad)} are not, first "
-            f"that of {names[int(np.argmax(bad))]!r}"
-        )
+    check_directions(norms[:, 0], lambda bad: [names[row] for row in bad], "embeddings")
     return vectors / norms
 
 
@@ -269,7 +235,7 @@ def _find(rows: dict[str, int], paths: Iterable[str]) -> Int[np.ndarray, " n"]:
     missing = sorted({name for name in wanted if name not in rows})
     if missing:
         raise ValueError(
-            f"names lack {len(missing)} pictures of the protocol, first {missing[0]!r}: embed all "
-            "pictures of the test folds"
+            f"names lack {len(missing)} pictures of the protocol, embed all pictures of the test "
+            f"folds: {listing(missing)}"
         )
     return np.array([rows[name] for name in wanted])

@@ -19,12 +19,28 @@ def listing(names: Sequence[object], most: int = 1000) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
+def read_list(path: Path) -> bytes:
+    """Return a list that is a file by itself.
+
+    Raises:
+        ValueError: it is no regular file, or larger than `LARGEST`.
+    """
+    if not path.is_file():  # a pipe waits, and a device never ends
+        raise ValueError(f"{path} is no regular file: pass the list, or what holds it")
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError(f"{path} is refused: it holds more than {LARGEST} bytes")
+    return data
+
+
 class ListFiles:
     """Read lists by their names, and remember their hashes, which a result is printed with.
 
     Args:
         path: a folder, zip or tar. A list may be asked for by its name alone, or with some of the
-            folders that it lies in; of several that fit the one that lies least deep is taken.
+            folders that it lies in; of several that fit the one that lies least deep is taken, and
+            two that lie equally deep are refused.
 
     Raises:
         FileNotFoundError, ValueError: see `Source`.
@@ -38,28 +54,37 @@ class ListFiles:
             self._places.setdefault(name.rpartition("/")[2], []).append(name)
 
     def __contains__(self, file: str) -> bool:
-        return self._find(file) is not None
+        return bool(self._find(file))
 
     def place(self, file: str) -> str:
         """Return where a list lies.
 
         Raises:
             FileNotFoundError: nowhere.
+            ValueError: in several places.
         """
-        place = self._find(file)
-        if place is None:
+        places = self._find(file)
+        if not places:
             raise FileNotFoundError(f"{self.source.path} holds no {file}")
-        return place
+        if len(places) > 1:
+            raise ValueError(
+                f"{self.source.path} holds {file} {len(places)} times, pass the folder that holds "
+                f"one of them: {listing(places)}"
+            )
+        return places[0]
 
-    def _find(self, file: str) -> str | None:
-        places = self._places.get(file.rpartition("/")[2], ())
-        return next((place for place in places if f"/{place}".endswith(f"/{file}")), None)
+    def _find(self, file: str) -> list[str]:
+        """Return the places, of those that fit, that lie least deep."""
+        fit = [place for place in self._places.get(file.rpartition("/")[2], ())
+               if f"/{place}".endswith(f"/{file}")]  # fmt: skip
+        return [place for place in fit if place.count("/") == fit[0].count("/")]
 
     def read(self, file: str) -> bytes:
         """Return one list.
 
         Raises:
             FileNotFoundError: there is none.
+            ValueError: there are several.
             DamagedImage: it is damaged, or larger than `LARGEST`.
         """
         place = self.place(file)

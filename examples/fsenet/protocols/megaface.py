@@ -20,7 +20,6 @@ Source: Kemelmacher-Shlizerman and others, CVPR 2016.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -31,12 +30,39 @@ from tqdm import tqdm
 
 from partlocal.evaluation import Highest, Nearest, score_blocks, tar_above_impostors
 from partlocal.evaluation.search import Vectors
+from protocols.directions import check_directions
 from protocols.lists import ListFiles
+from protocols.rates import IMPOSTOR_MODES, named
 
 Cleaning = Literal["none", "leave_out", "insightface", "facex"]
 FARS = (1e-6, 1e-5, 1e-4)
 RANKS = (1, 10, 100, 1000)
 _POINTS = 1000  # of the ROC curve that is written
+
+
+def search(
+    vectors: Float[np.ndarray, "n d"], gallery: "Shown", impostors: int
+) -> tuple[Nearest, Highest]:
+    """Compare all probes with all distractors, and keep what the rates need.
+
+    Args:
+        vectors: of the probes, of length 1.
+        gallery: the distractors.
+        impostors: pairs of both that there are said to be.
+
+    Returns:
+        the best of each probe, and the highest of all scores.
+    """
+    nearest = Nearest(len(vectors), min(max(RANKS), gallery.shape[0]))
+    highest = Highest(int(max(FARS) * impostors) + 1)
+    bar = tqdm(total=gallery.shape[0], desc="searching", unit=" distractors", mininterval=1.0)
+    with bar:
+        for rows, columns, scores in score_blocks(vectors, gallery):
+            nearest.add(rows, columns, scores)
+            highest.add(scores)
+            if rows.stop == len(vectors):
+                bar.update(columns.stop - columns.start)
+    return nearest, highest
 
 
 class Curves(NamedTuple):
@@ -99,7 +125,7 @@ class MegafaceProtocol:
 
         Raises:
             FileNotFoundError: a list of noises is not there.
-            ValueError: they name no picture of the other lists.
+            ValueError: they name no picture of the other lists, or leave nothing to compare.
         """
         if cleaning == "none":
             return
@@ -115,6 +141,14 @@ class MegafaceProtocol:
                 f"--megaface.cleaning {cleaning}: the lists of noises in {path} name no picture of "
                 "its other lists"
             )
+        if cleaning == "leave_out":
+            left = np.bincount(self.people[~self.wrong_probes()], minlength=1).max()
+            if left < 2 or self.wrong_distractors().all():
+                what = "distractor" if left > 1 else "person with two pictures"
+                raise ValueError(
+                    f"--megaface.cleaning {cleaning}: the lists of noises in {path} leave no "
+                    f"{what}: use another cleaning"
+                )
 
     def wrong_probes(self) -> Bool[np.ndarray, " n"]:
         """Tell which pictures of FaceScrub are wrong."""
@@ -180,11 +214,7 @@ class MegafaceProtocol:
         impostors = len(vectors) * (len(shown) if cleaning == "leave_out" else len(bad))
 
         kept = min(max(RANKS), len(shown))
-        nearest, highest = Nearest(len(vectors), kept), Highest(int(max(FARS) * impostors) + 1)
-        gallery = _Shown(distractors, shown, zeros)
-        for rows, columns, scores in _blocks(vectors, gallery):
-            nearest.add(rows, columns, scores)
-            highest.add(scores)
+        nearest, highest = search(vectors, Shown(distractors, shown, zeros), impostors)
         genuine, ahead, level = _pairs(vectors, people, nearest.scores)
         top = highest.scores()
         # A wrong distractor of insightface's is the last of all: below every score there is.
@@ -203,17 +233,21 @@ class MegafaceProtocol:
                      for m, x in cmc.items()},
             "tar_at_far": {},
         }  # fmt: skip
-        modes: tuple[tuple[str, Literal["strict", "nearest"]], ...]
-        modes = (("strict", "strict"), ("parity", "nearest"))
-        for name, mode in modes:
+        for name, mode in IMPOSTOR_MODES:
             rates = tar_above_impostors(genuine, top, np.array(FARS), mode, impostors)
-            found["tar_at_far"][name] = dict(zip(map(str, FARS), rates.tolist(), strict=True))
+            found["tar_at_far"][name] = named(FARS, rates)
         curve = [list(range(kept)), cmc["parity"].tolist()]
         return found, Curves(curve, _roc(genuine, top, impostors))
 
 
-class _Shown:
-    """Unit vectors of the distractors that take part."""
+class Shown:
+    """Unit vectors of the distractors that take part, made a block at a time.
+
+    Args:
+        vectors: of all distractors, of any length but zero.
+        index: of those that take part.
+        zeros: whether each of all becomes a vector of zeros.
+    """
 
     def __init__(self, vectors: Vectors, index: np.ndarray, zeros: np.ndarray) -> None:
         self.vectors, self.index, self.zeros = vectors, index, zeros
@@ -255,9 +289,7 @@ class _Lists(ListFiles):
 
 def _unit(vectors: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-    fine = np.isfinite(lengths) & (lengths > 0)
-    if not fine.all():
-        raise ValueError(f"{name} must be finite and not zero; row {rows[np.argmin(fine)]} is not")
+    check_directions(lengths, lambda bad: [f"row {row}" for row in rows[bad]], name)
     return vectors / lengths[:, None]
 
 
@@ -279,15 +311,6 @@ def _replace(
                 f"all pictures of person {people[row]} are wrong: use --megaface.cleaning leave_out"
             )
         vectors[row] = moved / length
-
-
-def _blocks(vectors: np.ndarray, gallery: _Shown) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    bar = tqdm(total=gallery.shape[0], desc="searching", unit=" distractors", mininterval=1.0)
-    with bar:
-        for rows, columns, scores in score_blocks(vectors, gallery):
-            yield rows, columns, scores
-            if rows.stop == len(vectors):
-                bar.update(columns.stop - columns.start)
 
 
 def _pairs(

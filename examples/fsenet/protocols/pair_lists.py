@@ -21,11 +21,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from protocols.lists import ListFiles
-from protocols.pairs import Pairs, cut_in_folds
+from protocols.pairs import FOLDS, Pairs, cut_in_folds
 
 Listed = Literal["lfw", "agedb_30", "calfw", "cplfw", "cfp_ff", "cfp_fp"]
 ANNOTATED = ("lfw", "agedb_30")  # which have no list here but NAME_ann.txt
-FOLDS = 10
 
 
 class PairList(NamedTuple):
@@ -107,7 +106,7 @@ def contiguous_folds(same: Bool[np.ndarray, " p"]) -> Int[np.ndarray, " p"]:
     folds = np.zeros(len(same), dtype=np.int64)
     for kind in (True, False):
         rows = np.flatnonzero(same == kind)
-        folds[rows] = cut_in_folds(len(rows), FOLDS)
+        folds[rows] = cut_in_folds(len(rows))
     return folds
 
 
@@ -125,7 +124,7 @@ def _read_annotated(lists: ListFiles, file: str) -> PairList:
             f"{lists.source.path}: {file} must hold {FOLDS} pairs of each kind at least; got "
             f"{len(rows)} pairs"
         )
-    folds = cut_in_folds(len(rows), FOLDS)
+    folds = cut_in_folds(len(rows))
     if len(np.unique(folds[same])) < FOLDS or len(np.unique(folds[~same])) < FOLDS:
         folds = contiguous_folds(same)  # all pairs of one kind come first
     names = ([fields[side] for _, fields in rows] for side in (1, 2))
@@ -163,10 +162,17 @@ def _read_cfp(lists: ListFiles, views: str) -> PairList:
     for view in sorted(set(views)):
         file, pictures = f"Pair_list_{view}.txt", {}
         for number, line in enumerate(lists.text(file).splitlines(), 1):
+            if not line.strip():
+                continue
             index, _, place = line.strip().partition(" ")
-            if line.strip() and not (index.isdigit() and place.strip()):
+            if not (index.isdigit() and place.strip()):
                 raise ValueError(
                     f"{path}: {file} line {number} should be 'number path'; got {line[:80]!r}"
+                )
+            if index in pictures:
+                raise ValueError(
+                    f"{path}: {file} line {number} should have a number of its own; {index} is "
+                    f"{pictures[index]} already"
                 )
             pictures[index] = "/".join(place.strip().split("/")[-3:])  # person, view, picture
         known[view] = pictures

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FOLDS = 10  # of every published set of pairs, and of the drawn ones
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -13,7 +15,8 @@ class Pairs:
         first: index of a picture, p.
         second: index of the other, p.
         same: whether both show one identity, p.
-        fold: of each pair, p; no identity occurs in two folds.
+        fold: of each pair, p. No identity occurs in two folds of drawn pairs, nor of LFW's; other
+            lists say what they say.
         identities: of each picture, n; None where they are not known.
     """
 
@@ -24,7 +27,7 @@ class Pairs:
     identities: np.ndarray | None
 
 
-def cut_in_folds(count: int, folds: int = 10) -> np.ndarray:
+def cut_in_folds(count: int, folds: int = FOLDS) -> np.ndarray:
     """Return the fold of each of so many pairs in order; the first folds get one more.
 
     >>> cut_in_folds(7, folds=3)
@@ -33,8 +36,11 @@ def cut_in_folds(count: int, folds: int = 10) -> np.ndarray:
     return np.repeat(np.arange(folds), [len(x) for x in np.array_split(np.arange(count), folds)])
 
 
-def draw_pairs(identities: np.ndarray, pairs_per_fold: int, seed: int, folds: int = 10) -> Pairs:
+def draw_pairs(identities: np.ndarray, pairs_per_fold: int, seed: int, folds: int = FOLDS) -> Pairs:
     """Draw as many genuine as impostor pairs in each of `folds` groups of identities.
+
+    Every pair of a group is as likely as any other of its kind. They are numbered and not written
+    out: of n pictures there are n (n - 1) / 2.
 
     >>> pairs = draw_pairs(np.repeat(np.arange(20), 4), pairs_per_fold=6, seed=0)
     >>> len(pairs.same), pairs.same.mean()
@@ -48,15 +54,13 @@ def draw_pairs(identities: np.ndarray, pairs_per_fold: int, seed: int, folds: in
         folds: groups; each needs at least two identities.
     """
     rng = np.random.default_rng(seed)
-    candidates = []
-    for group in np.array_split(np.unique(identities), folds):
-        pictures = np.flatnonzero(np.isin(identities, group))
-        i, j = (pictures[side] for side in np.triu_indices(len(pictures), k=1))
-        candidates.append((i, j, identities[i] == identities[j]))
-    genuine, impostor = (
-        min(np.count_nonzero(same == wanted) for _, _, same in candidates)
-        for wanted in (True, False)
-    )
+    groups = [
+        np.flatnonzero(np.isin(identities, group))
+        for group in np.array_split(np.unique(identities), folds)
+    ]
+    # of each picture of a group, how many impostor and how many genuine pairs with a later one
+    counts = [_count_later(identities[pictures]) for pictures in groups]
+    impostor, genuine = np.min([kinds.sum(1) for kinds in counts], 0).tolist()
     count = min(pairs_per_fold // 2, genuine, impostor)
     if count == 0:
         raise ValueError(
@@ -64,10 +68,11 @@ def draw_pairs(identities: np.ndarray, pairs_per_fold: int, seed: int, folds: in
             "it needs two people, and two pictures of one of them"
         )
     columns: list[list[np.ndarray]] = [[], [], [], []]
-    for number, (i, j, same) in enumerate(candidates):
-        for wanted in (True, False):
-            chosen = rng.choice(np.flatnonzero(same == wanted), count, replace=False)
-            values = (i[chosen], j[chosen], same[chosen], np.full(count, number))
+    for number, (pictures, kinds) in enumerate(zip(groups, counts, strict=True)):
+        for same in (True, False):
+            chosen = rng.choice(kinds[int(same)].sum(), count, replace=False)
+            i, j = _numbered(identities[pictures], kinds[int(same)], same, chosen)
+            values = (pictures[i], pictures[j], np.full(count, same), np.full(count, number))
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
     return Pairs(*(np.concatenate(column) for column in columns), identities=identities)
@@ -80,3 +85,25 @@ def strangers(identities: np.ndarray, seed: int) -> np.ndarray:
     while (clash := identities[chosen] == identities).any():
         chosen[clash] = rng.integers(len(identities), size=clash.sum())
     return chosen
+
+
+def _count_later(who: np.ndarray) -> np.ndarray:
+    """Return how many later pictures show another person, and how many the same; 2 x n."""
+    _, person, sizes = np.unique(who, return_inverse=True, return_counts=True)
+    place = np.empty(len(who), dtype=np.int64)
+    place[np.argsort(person, kind="stable")] = np.arange(len(who))
+    same = np.cumsum(sizes)[person] - place - 1
+    return np.stack([np.arange(len(who))[::-1] - same, same])
+
+
+def _numbered(
+    who: np.ndarray, later: np.ndarray, same: bool, numbers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return pairs of one kind by their numbers: ordered by the first picture, then the second."""
+    ends = np.cumsum(later)
+    first = np.searchsorted(ends, numbers, side="right")
+    second = np.empty_like(first)
+    for pair, (row, number) in enumerate(zip(first, numbers, strict=True)):
+        partners = np.flatnonzero((who[row + 1 :] == who[row]) == same)
+        second[pair] = row + 1 + partners[number - ends[row]]  # counted from the last
+    return first, second

@@ -10,6 +10,10 @@ from partlocal.evaluation import FoldAccuracy, auc, tar_at_far, ten_fold_accurac
 
 FARS = (1e-3, 1e-2, 1e-1)  # of some thousands of pairs; a lower rate would be that of no accept
 MODES: tuple[Literal["strict", "parity"], ...] = ("strict", "parity")
+IMPOSTOR_MODES: tuple[tuple[str, Literal["strict", "nearest"]], ...] = (
+    ("strict", "strict"),
+    ("parity", "nearest"),  # as peers count who have the scores of impostors alone
+)
 
 
 def fold_rates(

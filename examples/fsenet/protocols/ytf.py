@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from partlocal.evaluation.search import Vectors
-from protocols.lists import ListFiles, listing
+from protocols.lists import ListFiles, listing, read_list
 from protocols.rates import as_insightface, fold_rates
 from protocols.templates import pair_scores, template_vectors, unit_vectors
 
@@ -52,9 +52,10 @@ class YtfProtocol:
             ValueError: a line is not as it should be; the message names it.
         """
         path = Path(path)
-        if path.is_file() and path.suffix == ".txt":
-            text = path.read_text(encoding="utf-8", errors="replace")
-            hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+        if path.exists() and not path.is_dir() and path.suffix == ".txt":
+            data = read_list(path)
+            text = data.decode("utf-8", errors="replace")
+            hashes = {path.name: hashlib.sha256(data).hexdigest()}
         else:
             lists = ListFiles(path)
             text, hashes = lists.text("splits.txt"), lists.hashes
