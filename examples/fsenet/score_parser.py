@@ -111,9 +111,7 @@ def score_parsing_set(
     score = ParsingScore(own.labels)
     merge = own.merge(parser.labels)
     for some, target in zip(aligned.images.split(CHUNK), aligned.targets.split(CHUNK), strict=True):
-        if target.ndim == 4:
-            target = torch.where(target.amax(1) > 0, target.argmax(1), IGNORE).to(torch.uint8)
-        true = own.fold(target, parser.labels).numpy()
+        true = own.fold(_most_probable(target), parser.labels).numpy()
         score.update(predict_labels(parser, some, place), true, IGNORE, merge)
     groups = own.labels.groups
     return {
@@ -126,6 +124,13 @@ def score_parsing_set(
         "mean_f1": score.mean_f1,
         "miou": score.mean_iou,
     }
+
+
+def _most_probable(target: Tensor) -> Tensor:
+    """Return labels, of probabilities too; where nothing has one, the pixel does not count."""
+    if target.ndim == 3:
+        return target
+    return torch.where(target.amax(1) > 0, target.argmax(1), IGNORE).to(torch.uint8)
 
 
 def main(arguments: Arguments) -> None:
