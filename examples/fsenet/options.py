@@ -27,7 +27,7 @@ class Options:
         output: the run's folder; by default the next free `runs/<profile>-<number>`.
         resume: go on with `output`, or with the newest run of the profile.
         seed: of everything that is random.
-        faces: pictures of people, in one or several of the formats of docs/recipe.md; by default
+        faces: pictures of people, in one or several of the formats of docs/data.md; by default
             faces are drawn.
         min_images: people of `--faces` with fewer pictures do not train.
         damaged: pictures of `--faces` that may be, in each process; one more ends the run.

@@ -26,7 +26,7 @@ def save_stage(
         OSError: the checkpoint cannot be written; the last one is whole.
     """
     lost = _lost_weight(module)
-    if place.means(torch.tensor([float(lost is not None)]))[0]:  # all leave together
+    if place.any(lost is not None):  # all leave together
         what = f"a weight of stage {path.stem}"
         raise not_finite(what, math.nan if lost is None else lost, fitted.steps - 1)
     state = {

@@ -53,6 +53,10 @@ from partlocal.backbone import Backbone
 from partlocal.labels import FSENET_PARTS
 
 PARSING_SPLIT = "fasseg:frontal02-test"  # kind and split on which `--parsing` scores the parser
+FACES = {  # what a profile is made for
+    "lfw": "LFW as a folder or zip with its lists",
+    "paper": "pictures of people, see docs/data.md",
+}
 
 
 class Laps(dict[str, float]):
@@ -149,8 +153,8 @@ def main(options: Options, place: Workplace) -> None:
 
 def check(options: Options) -> None:
     """Refuse what would fail only after minutes, or silently be something else."""
-    if options.profile == "lfw" and not options.faces:
-        raise ValueError("--profile lfw needs --faces: LFW as a folder or zip with its lists")
+    if options.profile in FACES and not options.faces:
+        raise ValueError(f"--profile {options.profile} needs --faces: {FACES[options.profile]}")
     for path in options.faces:
         reader_of(path)
     if options.parsing is not None:

@@ -9,7 +9,7 @@ writes parsing_net.safetensors and its JSON into the run's folder, the next free
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -27,7 +27,7 @@ from fit import Batch, fit
 from limits import check_batch, check_numbers
 from machine import finite, to_json, versions
 from parsing_loss import IGNORE, LossName, group_dice_loss, parsing_loss
-from run_folder import one_line_errors, workplace
+from run_folder import one_line_errors, plain, workplace
 from schedule import Schedule
 from score_parser import open_sets, score_parser, score_parsing_set
 from telemetry import Fitted, check_tensorboard
@@ -290,7 +290,7 @@ def main(arguments: Arguments, place: Workplace) -> None:
     ]
     about = {
         "recipe": "examples/fsenet/train_parser.py",
-        "options": {"seed": arguments.seed, "parser": asdict(replace(how, mix=()))},
+        "options": {"seed": arguments.seed, "parser": plain(arguments)["parser"]},
         "data": ["procedural faces, a new person in every picture", *mixed],
         "seconds": round(fitted.seconds),
         "precision": place.precision,

@@ -180,10 +180,13 @@ def test_processes(tmp_path, monkeypatch):
 def test_errors(tmp_path):
     image, labels = draw()
     good = {"images/a_1.png": encode(image), "labels/a_1.png": encode(labels)}
-    with pytest.raises(ValueError, match=r"images/b_1.png has no label map of the same name$"):
+    with pytest.raises(
+        ValueError, match=r"1 of 2 files have no label map of the same name: images/b_1.png$"
+    ):
         LabelledPairs(make(tmp_path / "1.zip", good | {"images/b_1.png": encode(image)}))
     more = {"labels/b_1.png": b"", "labels/c_1.png": b""}
-    with pytest.raises(ValueError, match=r"labels/b_1.png has no picture .*, nor have 1 others"):
+    message = r"2 of 3 files have no picture of the same name: labels/b_1.png, labels/c_1.png$"
+    with pytest.raises(ValueError, match=message):
         LabelledPairs(make(tmp_path / "2.zip", good | more))
     with pytest.raises(ValueError, match=r"holds no split 'b'; it holds a$"):
         LabelledPairs(make(tmp_path / "3.zip", good), ["b"])

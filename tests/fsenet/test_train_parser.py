@@ -96,6 +96,7 @@ def test_a_mixture(tmp_path, monkeypatch, capsys):
     check(arguments)
     main(arguments, Workplace(tmp_path, torch.device("cpu")))
     about = json.loads(capsys.readouterr().out)
+    assert about["options"]["parser"]["mix"] == ["set.zip:fasseg:train:0.5"]
     assert about["data"][1] == "set.zip:FASSEG:train, 2 of a batch"
     scores = about["scores"]["set.zip:FASSEG:test"]
     assert (scores["pictures"], scores["split"]) == (3, "test")

@@ -71,7 +71,7 @@ def reader_of(path: str | Path) -> type[IdentityPictures]:
     """
     path = Path(path)
     if not (path.exists() or is_numbered(path)):
-        raise FileNotFoundError(f"{path} does not exist: pass pictures of people (docs/recipe.md)")
+        raise FileNotFoundError(f"{path} does not exist: pass pictures of people (docs/data.md)")
     if path.suffix == ".rec":
         return IdentityRecords
     if path.suffix in SUFFIXES:
