@@ -26,9 +26,10 @@ def save_stage(
         OSError: the checkpoint cannot be written; the last one is whole.
     """
     lost = _lost_weight(module)
-    if place.any(lost is not None):  # all leave together
-        what = f"a weight of stage {path.stem}"
-        raise not_finite(what, math.nan if lost is None else lost, fitted.steps - 1)
+    if place.world > 1:  # all leave together
+        (lost,) = place.means(torch.tensor([lost]))
+    if not math.isfinite(lost):
+        raise not_finite(f"a weight of stage {path.stem}", lost, fitted.steps - 1)
     state = {
         "module": whole(module.state_dict()),
         "optimizer": whole(schedule.optimizer.state_dict()),
@@ -110,12 +111,12 @@ def read_checkpoint(path: Path, place: Workplace) -> dict[str, Any] | None:
     return found[1] if place.rank == 0 else load_checkpoint(io.BytesIO(data.numpy().data))
 
 
-def _lost_weight(module: nn.Module) -> float | None:
-    """Return a weight of this process that is not finite."""
+def _lost_weight(module: nn.Module) -> float:
+    """Return a weight of this process that is not finite; 0 where all are."""
     for tensor in map(local_part, module.state_dict().values()):
         if not tensor.isfinite().all():
             return tensor.flatten()[~tensor.flatten().isfinite()][0].item()
-    return None
+    return 0.0
 
 
 def not_finite(what: str, value: float, step: int) -> FloatingPointError:

@@ -41,10 +41,6 @@ class Workplace:
         distributed.broadcast(sent, 0)
         return bool(sent)
 
-    def any(self, happened: bool) -> bool:
-        """Return whether it happened to any of the processes; all call this together."""
-        return happened if self.world == 1 else self.means(torch.tensor([float(happened)]))[0] > 0
-
     def means(self, numbers: Tensor) -> list[float]:
         """Return each number's mean over the processes; all call this together."""
         if self.world > 1:

@@ -35,7 +35,9 @@ from workplace import Workplace
 from model import GlobalNet, TrainedGlobalNet
 from partlocal import HELEN
 from partlocal.backbone import Backbone
+from partlocal.shard import local_part
 from run_folder import one_line_errors
+from spread import spread_names
 
 torch.set_num_threads(1)
 STEPS, top = int(sys.argv[1]), Path(sys.argv[2])
@@ -46,7 +48,7 @@ data = TensorDataset(
     torch.arange(52) % 13,
 )
 
-def train(folder, rank, world, end=None, accumulate=1, workers=0, clip_norm=0.0):
+def train(folder, rank, world, end=None, accumulate=1, workers=0, clip_norm=0.0, lost=None):
     torch.manual_seed(0)
     net = GlobalNet(Backbone("test_vit", map_size=2, image_size=32))
     module = TrainedGlobalNet(net, 13, 0.2, 16.0, spread=world > 1)
@@ -74,6 +76,13 @@ def train(folder, rank, world, end=None, accumulate=1, workers=0, clip_norm=0.0)
 
     module.register_forward_hook(write)
     optimizer = torch.optim.SGD(module.parameters(), 0.003, 0.9, weight_decay=1e-4)
+
+    def lose(*_):
+        if rank == 1 and at == lost:
+            for name in spread_names(module):  # rows that no other process has
+                local_part(module.get_parameter(name)).data.fill_(float("inf"))
+
+    optimizer.register_step_post_hook(lose)
     # other machines have no such folder
     here = folder if rank == 0 else Path("/nowhere")
     place = Workplace(here, torch.device("cpu"), "fp32", rank, world, -1.0, 1.0)
@@ -137,6 +146,9 @@ trial("full", ends={0: 1})
 size = (top / "full/joint.pt").stat().st_size
 trial("full", 2, FAILED, file_size=size // 2)
 trial("full", 2)
+
+# the second process alone has weights that are lost, when the second checkpoint is due
+trial("lost", 2, FAILED, lost=10)
 
 # micro-batches: processes exchange gradients once a step
 calls, no_sync = [], DistributedDataParallel.no_sync
@@ -259,6 +271,13 @@ def test_a_full_disk(trials):
     assert first == f"error: {path} cannot be written ({os.strerror(errno.EFBIG)}): {told}"
     assert second.startswith("error: the first process cannot write ")
     assert not list((trials / "full").glob(".*"))
+
+
+def test_lost_weights_of_one(trials):
+    """Both processes say so, and the checkpoint before is kept."""
+    message = "error: a weight of stage joint is inf at step 10: lower --lr, or use"
+    assert [text.startswith(message) for text in said(trials, "lost")] == [True, True]
+    assert load_checkpoint(trials / "lost/joint.pt")["fitted"]["steps"] == 1
 
 
 def test_micro_batches(trials):
