@@ -68,17 +68,12 @@ def open_sets(choices: Sequence[str]) -> dict[str, ParsingSet]:
 
 
 @torch.inference_mode()
-def predict_labels(
-    parser: ParsingNet, images: Tensor, place: Workplace, batch_size: int = CHUNK
-) -> np.ndarray:
-    """Return the most probable label of each pixel, uint8, at the pictures' own size."""
-    predicted = []
-    for chunk in images.split(batch_size):
-        with place.autocast():
-            logits = parser(chunk.to(place.device)).float()
-        logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", antialias=True)
-        predicted.append(logits.argmax(1).to(torch.uint8).cpu())
-    return torch.cat(predicted).numpy()
+def predict_labels(parser: ParsingNet, images: Tensor, place: Workplace) -> np.ndarray:
+    """Return the most probable label of each pixel of a batch, uint8, at the pictures' own size."""
+    with place.autocast():
+        logits = parser(images.to(place.device)).float()
+    logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", antialias=True)
+    return logits.argmax(1).to(torch.uint8).cpu().numpy()
 
 
 def score_parser(

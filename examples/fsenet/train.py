@@ -23,6 +23,7 @@ from arms import arm_vectors, measure
 from data.augment import augment
 from data.batches import BatchPlan, load_batches
 from data.faces import TEST_FROM, DrawnFaces, TrainingSet, draw_faces, drawn_sets, picture_sets
+from data.pair_sets import IN_TWO_PARTS
 from data.parsing_layouts import open_parsing_set
 from data.pictures import reader_of
 from data.shortcuts import shortcut_accuracies
@@ -54,7 +55,7 @@ from partlocal.labels import FSENET_PARTS
 
 PARSING_SPLIT = "fasseg:frontal02-test"  # kind and split on which `--parsing` scores the parser
 FACES = {  # what a profile is made for
-    "lfw": "LFW as a folder or zip with its lists",
+    "lfw": IN_TWO_PARTS,
     "paper": "pictures of people, see docs/data.md",
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.faces import DrawnFaces, draw_faces
+from data.pair_sets import IN_TWO_PARTS
 from limits import check_numbers
 from machine import write_json
 from options import PROFILES, Options
@@ -62,7 +63,7 @@ class Study:
         if self.quick and self.seeds != Study.seeds:
             raise ValueError("--quick runs one seed: leave --seeds out")
         if self.data == "lfw" and self.faces is None:
-            raise ValueError("--data lfw needs --faces: LFW as a folder or zip with its lists")
+            raise ValueError(f"--data lfw needs --faces: {IN_TWO_PARTS}")
         if self.data == "procedural" and self.faces is not None:
             raise ValueError("--faces is for --data lfw: leave it out")
         if self.faces is not None:

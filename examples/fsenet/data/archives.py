@@ -195,7 +195,7 @@ def read_regular(path: Path, most: int) -> bytes:
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path} is no regular file: pass one")
+        raise ValueError(f"{path} is no regular file: pass the list or set itself")
     if status.st_size > most:
         raise ValueError(f"{path} is refused: {status.st_size} bytes are more than {most}")
     with path.open("rb") as file:

@@ -14,8 +14,9 @@ from data.images import decode_all, without_suffix
 from data.loose import LoosePictures
 
 Published = Literal["lfw", "cfp_ff", "cfp_fp", "agedb_30", "calfw", "cplfw", "bin"]
+IN_TWO_PARTS = "LFW as a folder or zip with its lists"
 SOURCES = {
-    "lfw": "LFW as a folder or zip with its lists, or of lfw_ann.txt, or a .bin of insightface",
+    "lfw": f"{IN_TWO_PARTS}, or of lfw_ann.txt, or a .bin of insightface",
     "cfp_ff": "CFP's folder with Protocol/ in it, or a .bin of insightface",
     "cfp_fp": "CFP's folder with Protocol/ in it, or a .bin of insightface",
     "agedb_30": "the folder of agedb_30_ann.txt, or a .bin; its own lists are files of MATLAB",

@@ -252,8 +252,7 @@ def _read_index(path: Path) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"
     except (ValueError, OverflowError):
         raise ValueError(
             f"{path} must hold a key and an offset a line, whole numbers below 2**63: make it "
-            "again, or "
-            "remove it to have the .rec read through instead"
+            "again, or remove it to have the .rec read through instead"
         ) from None
     order = np.argsort(keys, kind="stable")
     keys, offsets = keys[order], offsets[order]

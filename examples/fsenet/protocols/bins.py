@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from data.archives import MAX_BYTES
+from data.archives import MAX_BYTES, read_regular
 from jaxtyping import Bool
 
 from protocols.pairs import FOLDS, Pairs, cut_in_folds
@@ -50,9 +50,7 @@ def read_bin(path: str | Path) -> VerificationBin:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: pass one of insightface's .bin files")
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path} is refused: more than {MOST_BYTES} bytes")
-    data = path.read_bytes()
+    data = read_regular(path, MOST_BYTES)
     try:
         found = _Plain(data).load()
     except _Refused as error:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.archives import Source
+from data.archives import Source, read_regular
 
 LARGEST = 2**30  # bytes of a list; the pairs of IJB-C have 0.25 GB
 
@@ -25,13 +25,7 @@ def read_list(path: Path) -> bytes:
     Raises:
         ValueError: it is no regular file, or larger than `LARGEST`.
     """
-    if not path.is_file():  # a pipe waits, and a device never ends
-        raise ValueError(f"{path} is no regular file: pass the list, or what holds it")
-    with path.open("rb") as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise ValueError(f"{path} is refused: it holds more than {LARGEST} bytes")
-    return data
+    return read_regular(path, LARGEST)
 
 
 class ListFiles:
