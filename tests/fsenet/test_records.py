@@ -253,6 +253,19 @@ def test_a_broken_record(tmp_path, capsys, items, index):
             opened(path, 0)
 
 
+@pytest.mark.parametrize("block", [4, 8, 2**20])
+def test_a_broken_record_in_parts(tmp_path, monkeypatch, block):
+    """Without an index what follows its first part is not taken for other records."""
+    monkeypatch.setattr(records, "_BLOCK", block)
+    in_parts = pack((0.0,), b"abcd" + WORD + b"x" * 4 + WORD)
+    path = write(tmp_path / "a.rec", [(0, in_parts), (1, pack((7.0,), b"y"))])
+    path.with_suffix(".idx").unlink()
+    data = path.read_bytes()
+    assert data.count(WORD) > 3, "three parts, and another record"
+    path.write_bytes(b"oops" + data[4:])
+    assert opened(path, 1) == ({b"y": 7}, 1)
+
+
 @pytest.mark.parametrize("index", [True, False])
 @pytest.mark.parametrize("items", [flat_items(), layout(SIZES), sorted(layout(SIZES))])
 def test_a_file_cut_short(tmp_path, items, index):
