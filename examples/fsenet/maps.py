@@ -6,11 +6,14 @@ import zipfile
 import numpy as np
 import torch
 from checkpoint import whole_file
+from data.faces import TrainingSet
 from describe import parse_pictures
 from torch import Tensor
 from workplace import Workplace
 
 from partlocal import PartLocalNet
+
+MEAN_OF = 2000  # pictures, where not all have maps
 
 
 @torch.inference_mode()
@@ -45,6 +48,29 @@ def cached_maps(
         with whole_file(path) as file:
             np.savez(file, maps=maps.numpy(), visibility=visibility.numpy())
     return maps.clone(), visibility.clone()
+
+
+@torch.inference_mode()
+def mean_maps(
+    net: PartLocalNet, train: TrainingSet, cached: tuple[Tensor, Tensor] | None, place: Workplace
+) -> Tensor:
+    """Return the mean part maps `k h w` of the training pictures.
+
+    Of pictures that are streamed it is that of `MEAN_OF`, spread evenly over the set.
+
+    Args:
+        net: whose parser is frozen.
+        train: the pictures.
+        cached: their maps, if they are held in memory.
+        place: device and precision.
+    """
+    if cached is not None:
+        return cached[0].float().mean(0)
+    net.eval()
+    data = train.dataset
+    count = len(data)  # type: ignore[arg-type]
+    chosen = np.linspace(0, count - 1, min(count, MEAN_OF)).astype(int).tolist()
+    return parse_pictures(net, torch.stack([data[index][0] for index in chosen]), place)[0].mean(0)
 
 
 def _key(net: PartLocalNet, images: Tensor) -> str:

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -32,7 +32,8 @@ RUNS = Path("runs")
 CONFIG = "options.json"
 STARTS = "starts.jsonl"
 LOCK = ".lock"
-LEFT = (STARTS, HISTORY, EVENTS, "maps-*.npz")  # by a run without a checkpoint
+PICTURES = "pictures.json"
+LEFT = (STARTS, PICTURES, HISTORY, EVENTS, "maps-*.npz")  # by a run without a checkpoint
 WHERE = ("output", "resume")  # options that say where a run is, and nothing about its result
 # on resuming: no weight depends on these, but by rounding and through BatchNorm's statistics
 MAY_CHANGE = (
@@ -198,6 +199,42 @@ def note_start(path: Path, config: Mapping[str, Any], device: torch.device, resu
     }
     with path.open("a") as file:
         file.write(to_json(start, indent=None) + "\n")
+
+
+def bind(place: Workplace, pictures: Mapping[str, str]) -> None:
+    """Hold all processes of a run, and those that go on with it, to the same training pictures.
+
+    Args:
+        place: whose folder remembers them.
+        pictures: what identifies them; the first value says it to people.
+
+    Raises:
+        ValueError: a process has others, or the run began with others; on all processes.
+    """
+    found: list[Any] = [dict(pictures)]
+    if place.world > 1:
+        found = [None] * place.world
+        distributed.all_gather_object(found, dict(pictures))
+    for rank, others in enumerate(found):
+        if others != found[0]:
+            raise ValueError(
+                f"--faces: process {rank} has {others['pictures']}, which are not the "
+                f"{found[0]['pictures']} of process 0: give all machines the same files"
+            )
+    began: list[Any] = [None]
+    written = place.folder / PICTURES
+    if place.rank == 0:
+        if not written.exists():
+            write_json(found[0], written)
+        with suppress(ValueError):  # a damaged one is no match
+            began = [json.loads(written.read_text())]
+    if place.world > 1:
+        distributed.broadcast_object_list(began)
+    if began[0] != found[0]:
+        raise ValueError(
+            f"{written} names other pictures than the {found[0]['pictures']} that --faces holds "
+            "now: resume with the files that the run was started with"
+        )
 
 
 def discard_unused(place: Workplace) -> None:

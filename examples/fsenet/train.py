@@ -22,7 +22,15 @@ import torch
 from arms import arm_vectors, measure
 from data.augment import augment
 from data.batches import BatchPlan, load_batches
-from data.faces import TEST_FROM, DrawnFaces, TrainingSet, draw_faces, drawn_sets, picture_sets
+from data.faces import (
+    TEST_FROM,
+    DrawnFaces,
+    TestSet,
+    TrainingSet,
+    draw_faces,
+    drawn_sets,
+    picture_sets,
+)
 from data.pair_sets import IN_TWO_PARTS
 from data.parsing_layouts import open_parsing_set
 from data.pictures import reader_of
@@ -32,13 +40,13 @@ from energy import energy_shares
 from fit import Batch, fit
 from limits import check_batch, check_numbers
 from machine import peak_memory_gb, versions
-from maps import cached_maps
+from maps import cached_maps, mean_maps
 from model import GlobalNet, TrainedFSENet, TrainedGlobalNet, compiled
 from options import PROFILES, Options, parse_options
 from protocols.pairs import strangers
 from report import write_report
 from results import print_results, write_results
-from run_folder import one_line_errors, plain, workplace
+from run_folder import bind, one_line_errors, plain, workplace
 from schedule import Average, Schedule
 from score_parser import score_parser, score_parsing_set
 from showcase import show_faces
@@ -75,10 +83,7 @@ class Laps(dict[str, float]):
 def main(options: Options, place: Workplace) -> None:
     """Run the three stages and write what they leave."""
     laps, stages = Laps(), dict[str, Fitted]()
-    sets = None
-    if options.faces:
-        sets = picture_sets(options.faces, options.seed, options.min_images, options.damaged)
-        check_batch("--batch-size", options.batch_size, len(sets[0].dataset))
+    sets = None if not options.faces else read_faces(options, place)
     others = range(TEST_FROM, TEST_FROM + options.test_identities)
     drawn_test = draw_faces(options.seed, others, options.test_samples)
     drawn = None
@@ -106,16 +111,16 @@ def main(options: Options, place: Workplace) -> None:
     alone = TrainedGlobalNet(baseline, *how, spread=place.world > 1)
     stages["global"] = recognise("global", alone, train, None, options, place)
     laps.end("global")
+    train.damage.gather()
     if place.rank > 0:
         return
 
     # Stage 3: what the parts add, and whether it is the parts that add it.
-    mean_maps = None if cached is None else cached[0].float().mean(0)
     described = describe(
         net,
         test.images,
         place,
-        mean_maps=mean_maps,
+        mean_maps=mean_maps(net, train, cached, place),
         strangers=somebody,
         test_time=options.test_time,
     )
@@ -174,6 +179,16 @@ def check(options: Options) -> None:
     if options.parser == "train":
         check_training(options.parser_options)
         check_batch("--parser-options.batch-size", options.parser_options.batch_size, drawn)
+
+
+def read_faces(options: Options, place: Workplace) -> tuple[TrainingSet, TestSet]:
+    """Read what `--faces` names, the same for all processes and for all of a run."""
+    train, test = picture_sets(options.faces, options.seed, options.min_images, options.damaged)
+    count = len(train.dataset)
+    check_batch("--batch-size", options.batch_size, count)
+    pictures = f"{count} pictures of {train.num_identities} people"
+    bind(place, {"pictures": pictures, "sha256": train.fingerprint})
+    return train, test
 
 
 def parse(

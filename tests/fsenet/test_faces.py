@@ -23,20 +23,20 @@ from PIL import Image
 LFW = Path(__file__).parents[2] / "../shared/data/lfw112.zip"
 
 
-def picture(owner, number):
+def picture(owner, number, shade=7):
     """A picture that says whose it is."""
     buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (owner, number, 7)).save(buffer, "PNG")
+    Image.new("RGB", (4, 4), (owner, number, shade)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def make(path, people, samples):
+def make(path, people, samples, shade=7):
     """`samples` pictures of each person, or as many as it says for each."""
     counts = [samples] * people if isinstance(samples, int) else samples
     with zipfile.ZipFile(path, "w") as archive:
         for owner in range(people):
             for number in range(counts[owner]):
-                archive.writestr(f"P{owner:03}/{number}.png", picture(owner, number))
+                archive.writestr(f"P{owner:03}/{number}.png", picture(owner, number, shade))
     return path
 
 
@@ -147,6 +147,19 @@ def test_streamed(tmp_path, monkeypatch):
         pairs = zip(held.dataset[index], streamed.dataset[index], strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
         assert streamed.dataset[index][0].shape == (3, 112, 112)
+
+
+def test_fingerprints(tmp_path, monkeypatch):
+    """Of the same pictures it is the same, held or streamed; of any other set it is another."""
+
+    def fingerprint(samples=2, **how):
+        return picture_sets([make(tmp_path / "faces.zip", 121, samples, **how)], 0)[0].fingerprint
+
+    first = fingerprint()
+    monkeypatch.setattr(faces, "IN_MEMORY", 100)
+    assert fingerprint() == first
+    others = (fingerprint([3] * 60 + [2] * 61), fingerprint([2] * 61 + [3] * 60), fingerprint(3))
+    assert len({first, *others, fingerprint(shade=8)}) == 5
 
 
 def test_lfws_lists_decide(tmp_path, lfw_like):

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 from data.augment import Augmentation, augment
 from data.batches import BatchPlan, generator, load_batches
+from data.damage import Damage
 from fit import fit
 from schedule import Schedule
 from workplace import Workplace
@@ -36,7 +37,7 @@ from model import GlobalNet, TrainedGlobalNet
 from partlocal import HELEN
 from partlocal.backbone import Backbone
 from partlocal.shard import local_part
-from run_folder import one_line_errors
+from run_folder import bind, one_line_errors
 from spread import spread_names
 
 torch.set_num_threads(1)
@@ -90,7 +91,19 @@ def train(folder, rank, world, end=None, accumulate=1, workers=0, clip_norm=0.0,
     fit("joint", module, batches, schedule, place, prepare)
     torch.save(net.state_dict(), top / f"{folder.name}-{rank}.pt")
 
-def trial(name, world=1, code=0, ends=(), file_size=None, **how):
+def bound(folder, rank, world, end, pictures):
+    place = Workplace(folder, torch.device("cpu"), "fp32", rank, world)
+    bind(place, {"pictures": pictures[rank], "sha256": "1"})
+
+def damaged(folder, rank, world, end):
+    damage = Damage(5)
+    damage.share(9)
+    for number in ([0, 7], [7, 8])[rank]:
+        damage.add("x", number)
+    damage.gather()
+    (top / f"{folder.name}-{rank}.count").write_text(str(damage.count))
+
+def trial(name, world=1, code=0, ends=(), file_size=None, do=train, **how):
     # `ends`: the step at which each process kills itself
     folder, pids = top / name, []
     folder.mkdir(exist_ok=True)
@@ -111,7 +124,7 @@ def trial(name, world=1, code=0, ends=(), file_size=None, **how):
                     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
                 with one_line_errors():
-                    train(folder, rank, world, dict(ends).get(rank), **how)
+                    do(folder, rank, world, dict(ends).get(rank), **how)
                 code = 0
             except SystemExit as error:
                 print(error.code, file=sys.stderr)
@@ -149,6 +162,12 @@ trial("full", 2)
 
 # the second process alone has weights that are lost, when the second checkpoint is due
 trial("lost", 2, FAILED, lost=10)
+
+# a machine has other files; a run is gone on with on others
+trial("differ", 2, FAILED, do=bound, pictures=["9 pictures of 3 people", "8 pictures of 3 people"])
+trial("bound", 2, do=bound, pictures=["9 pictures of 3 people"] * 2)
+trial("bound", 2, FAILED, do=bound, pictures=["8 pictures of 3 people"] * 2)
+trial("met", 2, do=damaged)
 
 # micro-batches: processes exchange gradients once a step
 calls, no_sync = [], DistributedDataParallel.no_sync
@@ -278,6 +297,25 @@ def test_lost_weights_of_one(trials):
     message = "error: a weight of stage joint is inf at step 10: lower --lr, or use"
     assert [text.startswith(message) for text in said(trials, "lost")] == [True, True]
     assert load_checkpoint(trials / "lost/joint.pt")["fitted"]["steps"] == 1
+
+
+def test_other_pictures(trials):
+    """Of one machine, or of a run that is gone on with: all processes say so."""
+    differ = (
+        "error: --faces: process 1 has 8 pictures of 3 people, which are not the 9 pictures of 3 "
+        "people of process 0: give all machines the same files"
+    )
+    assert said(trials, "differ") == [differ] * 2
+    bound = (
+        f"error: {trials}/bound/pictures.json names other pictures than the 8 pictures of 3 "
+        "people that --faces holds now: resume with the files that the run was started with"
+    )
+    assert said(trials, "bound") == [bound] * 2
+
+
+def test_damage_of_all(trials):
+    """Pictures 0 and 7 here, 7 and 8 there: three."""
+    assert [(trials / f"met-{rank}.count").read_text() for rank in range(2)] == ["3", "3"]
 
 
 def test_micro_batches(trials):

@@ -9,16 +9,19 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import maps
 import numpy as np
 import pytest
 import run_folder
 import torch
 from data.augment import Augmentation
-from maps import cached_maps
+from data.faces import TrainingSet
+from maps import cached_maps, mean_maps
 from options import DEFAULT, PROFILES, parse_options
 from results import print_results, speed, write_results
-from run_folder import discard_unused, hold, plain, workplace
+from run_folder import bind, discard_unused, hold, plain, workplace
 from telemetry import Fitted
+from torch.utils.data import TensorDataset
 from train_parser import ParserOptions
 from workplace import Workplace
 
@@ -370,6 +373,39 @@ def test_the_cache_of_maps(tmp_path, net):
         path.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"maps-\w+.npz is damaged \(.*\): delete it"):
         cached_maps(net, images, place)
+
+
+def test_mean_maps(tmp_path, net, monkeypatch):
+    """Of all where they are cached; else of some, spread evenly, parsed for it."""
+    place = Workplace(tmp_path, torch.device("cpu"))
+    images = torch.randint(0, 256, (7, 3, 64, 64), dtype=torch.uint8)
+    held = TrainingSet(TensorDataset(images), images, 1)
+    cached = cached_maps(net, images, place)
+    net.train()
+    found = mean_maps(net, held, cached, place)
+    assert torch.equal(found, cached[0].float().mean(0))
+    streamed = dataclasses.replace(held, images=None)
+    torch.testing.assert_close(mean_maps(net, streamed, None, place), found, atol=1e-3, rtol=0)
+    monkeypatch.setattr(maps, "MEAN_OF", 3)
+    with torch.inference_mode():
+        some = net.eval().parse(images[[0, 3, 6]])[0].mean(0)
+    torch.testing.assert_close(mean_maps(net.train(), streamed, None, place), some)
+
+
+def test_other_pictures(tmp_path):
+    """What a run began with is noted, and other pictures are refused, also for a damaged note."""
+    place = Workplace(tmp_path, torch.device("cpu"))
+    pictures = {"pictures": "9 pictures of 3 people", "sha256": "1"}
+    bind(place, pictures)
+    assert json.loads((tmp_path / "pictures.json").read_text()) == pictures
+    bind(place, dict(pictures))
+    for other in ({**pictures, "sha256": "2"}, {**pictures, "pictures": "8 pictures of 3 people"}):
+        message = f"pictures.json names other pictures than the {other['pictures']} that --faces"
+        with pytest.raises(ValueError, match=message):
+            bind(place, other)
+    (tmp_path / "pictures.json").write_text("{")
+    with pytest.raises(ValueError, match="names other pictures than the 9"):
+        bind(place, pictures)
 
 
 def test_results(tmp_path, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import sys
 
 import torch
+from torch import distributed
 
 
 class Damage:
@@ -28,6 +29,11 @@ class Damage:
         """
         if self.allowed:
             self._met = torch.zeros(pictures, dtype=torch.uint8).share_memory_()
+
+    def gather(self) -> None:
+        """Count what the other processes of the run left out, too; all call this together."""
+        if self._met is not None and distributed.is_initialized():
+            distributed.all_reduce(self._met, distributed.ReduceOp.MAX)
 
     def add(self, what: object, picture: int | None = None) -> None:
         """Leave one picture out.

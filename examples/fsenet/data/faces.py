@@ -66,12 +66,14 @@ class TrainingSet:
         images: all of them `n 3 h w`, or None when they are streamed.
         num_identities: people.
         damage: what was left out of pictures that were read.
+        fingerprint: of pictures that were read; of drawn ones the options say all.
     """
 
     dataset: Dataset[tuple[Tensor, ...]]
     images: Tensor | None
     num_identities: int
     damage: Damage = field(default_factory=Damage)
+    fingerprint: str | None = None
 
 
 def draw_faces(seed: int, identities: range, samples: int, workers: int = DRAWERS) -> DrawnFaces:
@@ -139,10 +141,13 @@ def picture_sets(
         flags |= {"identities": len(tested.identities), "pairs": len(pairs.same)}
         test = TestSet(images, tested.paths, pairs, flags)
     train = enough_images(train, min_images)
+    fingerprint = train.fingerprint()
     if len(train) <= IN_MEMORY:
         train, images = decode_all(train)
-        return replace(in_memory(images, torch.from_numpy(train.labels)), damage=damage), test
-    return TrainingSet(_Streamed(train), None, len(train.identities), damage), test
+        held = in_memory(images, torch.from_numpy(train.labels))
+        return replace(held, damage=damage, fingerprint=fingerprint), test
+    streamed = _Streamed(train)
+    return TrainingSet(streamed, None, len(train.identities), damage, fingerprint), test
 
 
 def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> TestSet:
