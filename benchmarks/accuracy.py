@@ -26,9 +26,9 @@ from ablation.study import Study
 from ablation.tables import TABLES
 from checkpoint import whole_file
 from common import circumstances, machine
+from errors import one_line_errors
 from machine import keep_freed_memory, write_json
 from matplotlib import pyplot as plt
-from run_folder import one_line_errors
 
 HEADLINE = 7  # the table of the paper that this is
 

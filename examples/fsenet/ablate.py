@@ -20,8 +20,8 @@ from ablation.evidence import print_table, print_times, write_evidence
 from ablation.study import Study
 from ablation.tables import TABLES
 from ablation.timing import TIMES, measure_times
+from errors import one_line_errors
 from machine import keep_freed_memory
-from run_folder import one_line_errors
 
 EVIDENCE = Path(__file__).parents[2] / "docs/evidence"
 

@@ -28,6 +28,7 @@ from data.faces import TEST_FROM, TestSet, draw_faces, drawn_test_set
 from data.pair_sets import in_two_parts, published_test_set
 from describe import describe
 from embeddings import read_embeddings
+from errors import one_line_errors
 from evaluate_options import OF_SETS, Arguments, check, faces_of, holds_embeddings
 from extract import Extraction, extract
 from feature_protocols import FeatureProtocol, Ijb, Ijba, Megaface, Ytf, read_megaface
@@ -36,7 +37,6 @@ from model import load_network
 from protocols.ijb import IjbProtocol
 from protocols.ijba import IjbaProtocol
 from protocols.ytf import YtfProtocol
-from run_folder import one_line_errors
 from torch.nn import functional as F
 from workplace import this_process
 

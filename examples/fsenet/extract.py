@@ -33,12 +33,12 @@ from data.images import IdentityFolder, IdentityPictures
 from data.loose import LoosePictures
 from data.pictures import open_pictures, reader_of
 from describe import TestTime, describe
+from errors import one_line_errors
 from feature_folder import FeatureFolder, hash_names
 from limits import check_numbers
 from machine import keep_freed_memory
 from model import GlobalNet, load_network
 from protocols.crops import LooseCrops, holds_crops
-from run_folder import one_line_errors
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm

@@ -1,6 +1,7 @@
 """The training loop of all three stages, and the checkpoints that it goes on from."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -55,6 +56,8 @@ def fit(
             f"{path} is {fitted.steps} steps into a training of {schedule.steps}: "
             "resume with the options that the run was started with"
         )
+    if fitted.steps == schedule.steps and place.rank == 0:
+        print(f"stage {stage} is trained already: {path}", file=sys.stderr)
     trained = data_parallel(module) if place.world > 1 else module
     module.train()
     source = batches(fitted.steps)

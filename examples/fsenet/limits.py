@@ -19,6 +19,7 @@ LIMITS = {  # of the options of every script: lowest and highest
     "distractor_set": (1, MANY),
     "test_identities": (20, MANY),  # ten folds need two people each,
     "test_samples": (2, MANY),  # and every person two pictures
+    "size": (16, 1024),
     "map_size": (1, 1024),
     "part_dim": (1, 10**5),
     "steps": (1, MANY),

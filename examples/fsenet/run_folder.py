@@ -63,22 +63,6 @@ class RunOptions(Protocol):
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End the process with one line for what the user can mend."""
-    try:
-        yield
-    except (OSError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    except RuntimeError as error:
-        if not _another_is_gone(error):
-            raise
-        sys.exit(
-            "error: another process of this run has ended, see what it said: start all of them "
-            "again with --resume"
-        )
-
-
-@contextmanager
 def workplace(options: RunOptions, name: str) -> Iterator[Workplace]:
     """Open the workplace of a run, and leave nothing behind if the run fails at once."""
     place = None
@@ -269,12 +253,6 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, str) and ":" in value:
         return ":".join(Path(part).name for part in value.split(":"))
     return value
-
-
-def _another_is_gone(error: RuntimeError) -> bool:
-    # gloo has no class of error of its own, and no one wording
-    words = ("got no answer from another", "closed by peer", "reset by peer", "/gloo/")
-    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
 
 
 def _default_folder(name: str, resume: bool) -> Path:

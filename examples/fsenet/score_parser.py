@@ -19,10 +19,10 @@ import tyro
 from data.parsing_alignment import aligned_pairs
 from data.parsing_layouts import open_parsing_set
 from data.parsing_sets import ParsingSet
+from errors import one_line_errors
 from limits import check_numbers
 from machine import finite, to_json
 from parsing_loss import IGNORE
-from run_folder import one_line_errors
 from torch import Tensor
 from torch.nn import functional as F
 from workplace import Workplace, this_process

@@ -37,6 +37,7 @@ from data.pictures import reader_of
 from data.shortcuts import shortcut_accuracies
 from describe import describe
 from energy import energy_shares
+from errors import one_line_errors
 from fit import Batch, fit
 from limits import check_batch, check_numbers
 from machine import peak_memory_gb, versions
@@ -46,7 +47,7 @@ from options import PROFILES, Options, parse_options
 from protocols.pairs import strangers
 from report import write_report
 from results import print_results, write_results
-from run_folder import bind, one_line_errors, plain, workplace
+from run_folder import bind, plain, workplace
 from schedule import Average, Schedule
 from score_parser import score_parser, score_parsing_set
 from showcase import show_faces
@@ -138,7 +139,7 @@ def main(options: Options, place: Workplace) -> None:
     net.save_pretrained(place.folder / "network")
     baseline.save_pretrained(place.folder / "baseline")
     metrics = {
-        "protocol": test.flags,
+        "protocol": {**test.flags, "trained_on": train.size},
         "damaged": train.damage.count,
         "config": plain(options),
         "versions": versions(),
@@ -184,10 +185,8 @@ def check(options: Options) -> None:
 def read_faces(options: Options, place: Workplace) -> tuple[TrainingSet, TestSet]:
     """Read what `--faces` names, the same for all processes and for all of a run."""
     train, test = picture_sets(options.faces, options.seed, options.min_images, options.damaged)
-    count = len(train.dataset)
-    check_batch("--batch-size", options.batch_size, count)
-    pictures = f"{count} pictures of {train.num_identities} people"
-    bind(place, {"pictures": pictures, "sha256": train.fingerprint})
+    check_batch("--batch-size", options.batch_size, len(train.dataset))
+    bind(place, {"pictures": train.size, "sha256": train.fingerprint})
     return train, test
 
 

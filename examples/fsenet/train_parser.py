@@ -23,11 +23,12 @@ from data.faces import TEST_FROM, draw_faces
 from data.mixture import Ingredient, augment_step, mix, mixed_batches, open_mix
 from data.procedural import ProceduralFaces
 from data.vocabularies import Vocabulary
+from errors import one_line_errors
 from fit import Batch, fit
 from limits import check_batch, check_numbers
 from machine import finite, to_json, versions
 from parsing_loss import IGNORE, LossName, group_dice_loss, parsing_loss
-from run_folder import one_line_errors, plain, workplace
+from run_folder import plain, workplace
 from schedule import Schedule
 from score_parser import open_sets, score_parser, score_parsing_set
 from telemetry import Fitted, check_tensorboard

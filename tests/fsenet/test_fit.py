@@ -232,7 +232,7 @@ def small(folder, steps=3, module=None, value=2.0, rate=0.1, **how):
     return fit("alone", module, batches, schedule, place), module, asked
 
 
-def test_example(tmp_path):
+def test_example(tmp_path, capsys):
     """By hand: w falls by lr x 2 a step, with lr 0.1, 0.0667, 0.0333."""
     fitted, module, asked = small(tmp_path)
     assert math.isclose(module.w.item(), 1 - 0.2 * (1 + 2 / 3 + 1 / 3), rel_tol=1e-6)
@@ -248,10 +248,12 @@ def test_example(tmp_path):
     assert 0 <= fitted.wait_seconds <= fitted.seconds
 
     # a stage that is over is not repeated: no batch is asked for, the weights are those
+    assert "trained already" not in capsys.readouterr().err
     again, other, asked = small(tmp_path, module=Scalar(7.0))
     assert asked == []
     assert other.w.item() == module.w.item()
     assert again == fitted
+    assert f"stage alone is trained already: {tmp_path}/alone.pt" in capsys.readouterr().err
 
 
 def test_half_a_stage_goes_on(tmp_path):

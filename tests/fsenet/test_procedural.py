@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from data.face_geometry import FIVE_POINTS, fit_similarity
 from data.face_params import Identity, Nuisance, NuisanceRanges, draw_identity, draw_nuisance
-from data.procedural import ProceduralFaces, contact_sheet, overlay, render, render_many
+from data.procedural import (
+    Arguments,
+    ProceduralFaces,
+    contact_sheet,
+    main,
+    overlay,
+    render,
+    render_many,
+)
+from PIL import Image
 
 from partlocal import HELEN
 
@@ -246,7 +255,7 @@ def test_nuisance_strength_is_adjustable():
     assert draw_nuisance(0, 0, 1, dataclasses.replace(calm, glasses=1.0)).glasses
 
 
-def test_sheet():
+def test_contact_sheet():
     assert contact_sheet(0, 2, 3, 48).shape == (96, 144, 3)
     assert contact_sheet(0, 2, 3, 48, labels=True).shape == (192, 144, 3)
     assert overlay(render(0, 0, 0)).shape == (112, 112, 3)
@@ -259,3 +268,26 @@ def test_errors():
         render(0, 0, 0, size=8)
     with pytest.raises(IndexError, match="index must be below 6; got 6"):
         ProceduralFaces(0, 2, 3)[6]
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "message"),
+    [
+        ("x/a.png", {}, "x is no folder: make it first"),
+        ("a.xyz", {}, "a.xyz must end in the suffix of a picture's format, such as .png"),
+        ("a.png", {"identities": 0}, "--identities must be between 2 and"),
+        ("a.png", {"size": 9}, "--size must be between 16 and"),
+    ],
+)
+def test_sheet_errors(tmp_path, name, how, message):
+    with pytest.raises((OSError, ValueError), match=message):
+        main(Arguments(tmp_path / name, **how))
+
+
+def test_sheet(tmp_path, capsys):
+    path = tmp_path / "a.png"
+    main(Arguments(path, 3, identities=2, samples=3, size=32, labels=True))
+    sheet = np.asarray(Image.open(path))
+    assert sheet.shape == (4 * 32, 3 * 32, 3)
+    assert np.array_equal(sheet[64:96, 32:64], render(3, 1, 1, 32).image)
+    assert "2 people, 3 pictures each" in capsys.readouterr().out

@@ -37,7 +37,8 @@ from model import GlobalNet, TrainedGlobalNet
 from partlocal import HELEN
 from partlocal.backbone import Backbone
 from partlocal.shard import local_part
-from run_folder import bind, one_line_errors
+from errors import one_line_errors
+from run_folder import bind
 from spread import spread_names
 
 torch.set_num_threads(1)

@@ -286,6 +286,19 @@ def test_it_says_what_the_numbers_are(page, copy):
     assert "One seed (3)." in lfw
     assert "Synthetic faces" not in lfw
     assert what_they_are({"name": "other"}, {})[0].startswith("Protocol 'other'")
+    sized = {"name": "held-out identities", "trained_on": "9 pictures of 3 people", "pairs": 600}
+    assert what_they_are(sized, {})[1] == "Trained on 9 pictures of 3 people; tested on 600 pairs."
+
+
+@pytest.mark.parametrize(("after", "kind"), [(0.62, "open"), (0.66, "good"), (None, "good")])
+def test_networks_that_learned_nothing(after, kind):
+    """Two standard errors of a difference of two accuracies that have 2 % each are 5.7 %."""
+    error = {"standard_error": 0.02}
+    arms = {"untrained": {"accuracy": 0.6, **error}, "joint: both": {"accuracy": after, **error}}
+    tests = [{"a": "joint: both", "b": "control: mean maps", "difference": 0.1, "p_value": 1e-9}]
+    found, sentence = maps_verdict({**arms, "control: mean maps": {}}, tests)
+    assert found == kind
+    assert ("says nothing about what its part maps add" in sentence) == (kind == "open")
 
 
 def verdict(*results):

@@ -32,6 +32,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from errors import one_line_errors
 from limits import check_numbers
 from tqdm import tqdm
 
@@ -289,7 +290,5 @@ def remove(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main(tyro.cli(Arguments))
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        sys.exit(f"error: {error}")

@@ -75,6 +75,12 @@ class TrainingSet:
     damage: Damage = field(default_factory=Damage)
     fingerprint: str | None = None
 
+    @property
+    def size(self) -> str:
+        """How many pictures of how many people these are, in words."""
+        count = len(self.dataset)  # type: ignore[arg-type]
+        return f"{count} pictures of {self.num_identities} people"
+
 
 def draw_faces(seed: int, identities: range, samples: int, workers: int = DRAWERS) -> DrawnFaces:
     """Render `samples` pictures of each of `identities`, in order.

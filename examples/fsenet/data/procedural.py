@@ -24,25 +24,29 @@ A sheet to look at, rows of identities (`--labels` adds part overlays):
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import tyro
 from PIL import Image
 from threadpoolctl import ThreadpoolController
 from torch.utils.data import Dataset
 
-from partlocal.labels import HELEN
-
 if not __package__:  # run as a script: make the siblings importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "data"
+
+from errors import one_line_errors
+from limits import check_numbers
+
+from partlocal.labels import HELEN
 
 from .face_camera import develop
 from .face_canvas import Canvas
@@ -254,23 +258,43 @@ def contact_sheet(
     return np.concatenate(rows, 0)
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Arguments:
+    """Draw a sheet of procedural faces, a row for each person.
+
+    Args:
+        path: of the picture that is written, in the format of its suffix.
+        seed: of the people.
+        identities: rows.
+        samples: columns.
+        size: height and width of a face, pixels.
+        labels: add rows with the parts and points drawn in.
+    """
+
+    path: Annotated[Path, tyro.conf.Positional]
+    seed: int = 0
+    identities: int = 8
+    samples: int = 12
+    size: int = 112
+    labels: bool = False
+
+
+def main(arguments: Arguments) -> None:
     """Write a contact sheet and print the speed."""
-    parser = argparse.ArgumentParser(description="contact sheet of procedural faces")
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--identities", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=12)
-    parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--labels", action="store_true", help="add rows with part overlays")
-    a = parser.parse_args()
-    render(a.seed, 0, 0, a.size)  # fills the texture bank
+    check_numbers(arguments)
+    path, people, samples = arguments.path, arguments.identities, arguments.samples
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"{path} must end in the suffix of a picture's format, such as .png")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder: make it first")
+    render(arguments.seed, 0, 0, arguments.size)  # fills the texture bank
     start = time.perf_counter()
-    sheet = contact_sheet(a.seed, a.identities, a.samples, a.size, a.labels)
-    rate = a.identities * a.samples / (time.perf_counter() - start)
-    Image.fromarray(sheet).save(a.path)
-    print(f"{a.path}: {a.identities} people, {a.samples} pictures each, {rate:.0f} faces/s")
+    sheet = contact_sheet(arguments.seed, people, samples, arguments.size, arguments.labels)
+    rate = people * samples / (time.perf_counter() - start)
+    Image.fromarray(sheet).save(path)
+    print(f"{path}: {people} people, {samples} pictures each, {rate:.0f} faces/s")
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main(tyro.cli(Arguments))

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from data.listed import ALIGNED
 from data.procedural import render, render_many
+from errors import one_line_errors
 from limits import check_numbers
 from PIL import Image
 
@@ -66,6 +67,8 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Write the lists and `features.npz`."""
     check_numbers(arguments)
+    if arguments.folder.exists():
+        raise FileExistsError(f"{arguments.folder} exists: choose a new folder")
     arguments.folder.mkdir(parents=True)
     names, features = WRITERS[arguments.protocol](arguments.folder, arguments.seed)
     np.savez(arguments.folder / "features.npz", names=np.array(names), embeddings=features)
@@ -311,7 +314,5 @@ WRITERS: dict[str, Callable[[Path, int], tuple[list[str], np.ndarray]]] = {
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main(tyro.cli(Arguments))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from math import hypot
 from typing import Any
 
 from reporting.inputs import number
@@ -10,6 +11,7 @@ from reporting.inputs import number
 ALPHA = 0.05
 REAL = "joint: both"
 CONTROL = "control: "
+UNTRAINED = "untrained"
 NOTHING = "\N{EN DASH}"
 
 
@@ -94,6 +96,20 @@ def paired_sentence(test: Mapping[str, Any]) -> str:
     return f"{sentence}: more than the choice of pairs explains."
 
 
+def learned(arms: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether the trained network beats the untrained one by two standard errors.
+
+    >>> learned({UNTRAINED: {"accuracy": 0.6, "standard_error": 0.02}, REAL: {"accuracy": 0.61}})
+    False
+    """
+    found = [number(arms.get(name, {}).get("accuracy")) for name in (UNTRAINED, REAL)]
+    errors = [number(arms.get(name, {}).get("standard_error")) for name in (UNTRAINED, REAL)]
+    if None in found:
+        return True  # the run does not say
+    before, after = found
+    return after - before > 2 * hypot(*(error or 0.0 for error in errors))
+
+
 def maps_verdict(arms: Mapping[str, Any], tests: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """Say whether real part maps beat the controls: ("good" | "bad" | "open", a sentence).
 
@@ -101,6 +117,11 @@ def maps_verdict(arms: Mapping[str, Any], tests: Sequence[Mapping[str, Any]]) ->
     >>> maps_verdict({REAL: {}, "control: mean maps": {}}, tests)[1]
     'Real part maps beat the one control: mean maps.'
     """
+    if not learned(arms):
+        return "open", (
+            "The trained network is no better than the untrained one on these pairs: the run says "
+            "nothing about what its part maps add."
+        )
     controls = [arm for arm in arms if arm.startswith(CONTROL)]
     if REAL not in arms or not controls:
         return "open", "The run holds no control for the part maps, so it cannot say what they add."
@@ -126,6 +147,8 @@ def maps_verdict(arms: Mapping[str, Any], tests: Sequence[Mapping[str, Any]]) ->
 def what_they_are(protocol: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Return the sentences that keep a reader from making too much of the numbers."""
     seed = config.get("seed")
+    size = protocol.get("trained_on")
+    sizes = [f"Trained on {size}; tested on {protocol.get('pairs')} pairs."] if size else []
     one_seed = (
         f"One seed{f' ({seed})' if isinstance(seed, int) else ''}. The standard errors cover the "
         "choice of test pairs alone; another seed may move an arm by more than that."
@@ -136,6 +159,7 @@ def what_they_are(protocol: Mapping[str, Any], config: Mapping[str, Any]) -> lis
             "networks trained on millions of pictures and use all ten folds; here minutes of "
             "training on LFW's own people (those of folds 0 to 7, and of no fold) are tested on "
             "the pairs of folds 8 and 9. They compare the arms of this run with each other.",
+            *sizes,
             one_seed,
             "The faces shown on this page are drawn; no picture of LFW is part of it.",
         ]
@@ -149,7 +173,7 @@ def what_they_are(protocol: Mapping[str, Any], config: Mapping[str, Any]) -> lis
         f"Protocol {protocol.get('name')!r}: the numbers compare the arms of this run, and stand "
         "beside a published result only where data and protocol are the same."
     )
-    return [drawn if protocol.get("name") == "procedural" else other, one_seed]
+    return [drawn if protocol.get("name") == "procedural" else other, *sizes, one_seed]
 
 
 def _listed(names: Sequence[str]) -> str:
