@@ -74,8 +74,11 @@ class Embeddings(NamedTuple):
         """Raise, with all their names, if some were found `ABSENT` or `LOST`."""
         what = {ABSENT: "have no embedding", LOST: "could not be read when described"}[sign]
         if missing := [name for name, row in zip(names, index, strict=True) if row == sign]:
+            like = sign == ABSENT and len(self.names)
+            own = f"; its own names are as {self.names[0]!r}" if like else ""
             raise ValueError(
-                f"{self.path}: {len(missing)} pictures of the protocol {what}: {listing(missing)}"
+                f"{self.path}: {len(missing)} pictures of the protocol {what}: "
+                f"{listing(missing)}{own}"
             )
 
     def rows(self, index: Int[np.ndarray, " r"]) -> "NamedRows":

@@ -24,7 +24,7 @@ from typing import Any
 import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
 import tyro
 from arms import measure
-from data.faces import TEST_FROM, TestSet, draw_faces, drawn_test_set
+from data.faces import TestSet, undrawn_test_set
 from data.pair_sets import in_two_parts, published_test_set
 from describe import describe
 from embeddings import read_embeddings
@@ -164,7 +164,7 @@ def describe_pictures(
 
 
 def load_test_set(arguments: Arguments) -> TestSet:
-    """Draw or read the pictures of the protocol.
+    """Return the pairs of the protocol, and its pictures, not yet drawn or decoded.
 
     Raises:
         ValueError: an option is missing, or there are too few people.
@@ -175,9 +175,7 @@ def load_test_set(arguments: Arguments) -> TestSet:
                 "--identities must be at least 20, and --samples at least 2: ten folds need two "
                 f"people each; got {arguments.identities} and {arguments.samples}"
             )
-        people = range(TEST_FROM, TEST_FROM + arguments.identities)
-        faces = draw_faces(arguments.seed, people, arguments.samples)
-        return drawn_test_set(faces, arguments.seed)
+        return undrawn_test_set(arguments.seed, arguments.identities, arguments.samples)
     name, path = arguments.protocol, faces_of(arguments)
     if arguments.all_folds and not in_two_parts(path):
         raise ValueError(

@@ -24,6 +24,11 @@ from jaxtyping import Float, Int
 from machine import write_json
 from stored import Stored
 
+HASHED = {  # options whose values say nothing to people
+    "network_sha256": "another network",
+    "names_sha256": "other pictures",
+    "points_sha256": "other points in its pictures",
+}
 _PATIENCE = 600.0  # seconds that others wait until the first process has laid the folder out
 
 
@@ -54,9 +59,10 @@ class FeatureFolder:
         begun = _read_options(path)
         for key in sorted({*options, *begun}):
             if begun.get(key) != options.get(key):
+                what = f"{key} {begun.get(key)}, and this is {options.get(key)}"
                 raise ValueError(
-                    f"{path} was begun with {key} {begun.get(key)}, and this is "
-                    f"{options.get(key)}: name another folder, or go on with what it was begun with"
+                    f"{path} was begun with {HASHED.get(key, what)}: name another folder, or go on "
+                    "with what it was begun with"
                 )
         self._rows = _Writable(path / "embeddings.npy")
         self._done = _Writable(path / "done.npy")

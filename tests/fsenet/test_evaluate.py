@@ -33,7 +33,7 @@ def test_set(monkeypatch):
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (len(NAMES), 3, 112, 112), dtype=torch.uint8, generator=rng)
     pairs = draw_pairs(np.repeat(np.arange(PEOPLE), SAMPLES), 4, 0)
-    faces = Faces(images, NAMES, pairs, {"name": "noise"})
+    faces = Faces(lambda: images, NAMES, pairs, {"name": "noise"})
     monkeypatch.setattr(evaluate, "load_test_set", lambda _: faces)
     return faces
 
@@ -159,6 +159,14 @@ def test_procedural_protocol():
     assert not torch.equal(other.images, test.images)
 
 
+def test_embeddings_need_no_pictures(tmp_path, monkeypatch):
+    """Nothing is drawn for them, and what is missing is known at once."""
+    monkeypatch.setattr("data.faces.draw_faces", lambda *_: pytest.fail("drawn"))
+    path = save(tmp_path / "e.npz", NAMES, by_person())
+    with pytest.raises(ValueError, match=f"40 pictures of the protocol .* as '{NAMES[0]}'"):
+        evaluate.main(Arguments(path, "procedural", identities=20, samples=2))
+
+
 @pytest.mark.parametrize(
     ("name", "option", "value", "protocols"),
     [
@@ -265,7 +273,9 @@ def test_errors(tmp_path):
     assert not boom.exists()
 
     save(path, ["a/1", "b/1"], two)
-    with pytest.raises(ValueError, match=r"pictures of the protocol have no embedding: c/1, d/1"):
+    with pytest.raises(
+        ValueError, match=r"have no embedding: c/1, d/1; its own names are as 'a/1'$"
+    ):
         read_embeddings(path, ("a/1", "c/1", "d/1"))
     for names, embeddings in ((["a/1"], two), (["a/1", "b/1"], two[0]), (["a/1"], two[None])):
         save(path, names, embeddings)

@@ -1,7 +1,8 @@
 """What a run trains and tests on: drawn faces, or pictures that are read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,18 +44,23 @@ class TestSet:
     """Pictures of people that no training saw, and the pairs to verify.
 
     Args:
-        images: uint8 `m 3 h w`.
+        decode: returns the pictures, uint8 `m 3 h w`.
         names: of the pictures.
         pairs: of pictures.
         flags: name, options and hashes of the protocol, for metrics.json.
         lfw: LFW's lists, when these are its held-out folds: all pairs of pictures count there.
     """
 
-    images: Tensor
+    decode: Callable[[], Tensor]
     names: tuple[str, ...]
     pairs: Pairs
     flags: dict[str, Any]
     lfw: LfwProtocol | None = None
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The pictures, which are decoded or drawn when somebody first asks for them."""
+        return self.decode()
 
 
 @dataclass(frozen=True)
@@ -107,11 +113,13 @@ def drawn_sets(train: DrawnFaces, test: DrawnFaces, seed: int) -> tuple[Training
 def drawn_test_set(faces: DrawnFaces, seed: int) -> TestSet:
     """Pair drawn people in ten folds of 300 pairs, or fewer where there are not as many."""
     people = int(faces.identities.max()) + 1
-    samples = len(faces.identities) // people
-    pairs = draw_pairs(faces.identities.numpy(), 300, seed)
-    flags = {"name": "procedural", "seed": seed, "identities": people, "samples": samples}
-    names = tuple(f"{TEST_FROM + i // samples}/{i % samples}" for i in range(len(faces.images)))
-    return TestSet(faces.images, names, pairs, {**flags, "folds": 10, "pairs": len(pairs.same)})
+    return _drawn_test_set(lambda: faces.images, people, len(faces.identities) // people, seed)
+
+
+def undrawn_test_set(seed: int, people: int, samples: int) -> TestSet:
+    """Return the same before anything is drawn: pairs and names do not depend on the pictures."""
+    tested = range(TEST_FROM, TEST_FROM + people)
+    return _drawn_test_set(lambda: draw_faces(seed, tested, samples).images, people, samples, seed)
 
 
 def picture_sets(
@@ -141,11 +149,11 @@ def picture_sets(
         train = open_pictures(*paths, protocol.train_identities((8, 9)), SIZE, damage)
     else:
         train, tested = _hold_out(open_sources(paths, SIZE, damage), seed)
-        tested, images = decode_all(tested)
+        tested, decoded = decode_all(tested)
         pairs = draw_pairs(tested.labels, 300, seed)
         flags = {"name": "held-out identities", "seed": seed, "folds": 10}
         flags |= {"identities": len(tested.identities), "pairs": len(pairs.same)}
-        test = TestSet(images, tested.paths, pairs, flags)
+        test = TestSet(lambda: decoded, tested.paths, pairs, flags)
     train = enough_images(train, min_images)
     fingerprint = train.fingerprint()
     if len(train) <= IN_MEMORY:
@@ -181,30 +189,20 @@ def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> Tes
     flags |= {"pairs": len(index), "comparable_with_published": published}
     # all pairs of all of LFW's pictures are too many; of two folds they are 3.6 million
     lists = None if published else protocol
-    return TestSet(decode_all(pictures)[1], pictures.paths, pairs, flags, lists)
+    return TestSet(lambda: decode_all(pictures)[1], pictures.paths, pairs, flags, lists)
 
 
 def bin_test_set(path: Path) -> TestSet:
     """Return the pairs of a `.bin`; its pictures are faces of 112 x 112.
 
     Raises:
-        DamagedImage: one cannot be decoded.
-        ValueError: see `read_bin`, or a picture is of another size.
+        ValueError: see `read_bin`; or later, a picture is damaged or of another size.
     """
     found = read_bin(path)
-    images = np.empty((len(found.pictures), SIZE, SIZE, 3), dtype=np.uint8)
-    for index, data in enumerate(tqdm(found.pictures, desc="decoding", unit="picture")):
-        picture = load_rgb(data, f"{path}: picture {index}")
-        if picture.shape != images.shape[1:]:
-            raise ValueError(
-                f"{path}: picture {index} is {picture.shape[1]}x{picture.shape[0]}, not "
-                f"{SIZE}x{SIZE}: align the faces first (docs/how-to/alignment.md)"
-            )
-        images[index] = picture
     flags = {"name": "bin", "file": path.name, "sha256": found.sha256, "folds": 10}
     flags |= {"pairs": len(found.same)}
-    names = tuple(map(str, range(len(images))))
-    return TestSet(torch.from_numpy(images).permute(0, 3, 1, 2), names, found.pairs(), flags)
+    names = tuple(map(str, range(len(found.pictures))))
+    return TestSet(lambda: _decode_bin(path, found.pictures), names, found.pairs(), flags)
 
 
 def in_memory(images: Tensor, identities: Tensor) -> TrainingSet:
@@ -232,6 +230,26 @@ class _Streamed(Dataset[tuple[Tensor, ...]]):
             else:
                 return image, torch.tensor(identity), torch.tensor(place)
         raise ValueError(f"{self.folder.path} holds no picture that can be decoded")
+
+
+def _drawn_test_set(images: Callable[[], Tensor], people: int, samples: int, seed: int) -> TestSet:
+    pairs = draw_pairs(np.arange(people).repeat(samples), 300, seed)
+    flags = {"name": "procedural", "seed": seed, "identities": people, "samples": samples}
+    names = tuple(f"{TEST_FROM + i}/{j}" for i in range(people) for j in range(samples))
+    return TestSet(images, names, pairs, {**flags, "folds": 10, "pairs": len(pairs.same)})
+
+
+def _decode_bin(path: Path, pictures: Sequence[bytes]) -> Tensor:
+    images = np.empty((len(pictures), SIZE, SIZE, 3), dtype=np.uint8)
+    for index, data in enumerate(tqdm(pictures, desc="decoding", unit="picture")):
+        picture = load_rgb(data, f"{path}: picture {index}")
+        if picture.shape != images.shape[1:]:
+            raise ValueError(
+                f"{path}: picture {index} is {picture.shape[1]}x{picture.shape[0]}, not "
+                f"{SIZE}x{SIZE}: align the faces first (docs/how-to/alignment.md)"
+            )
+        images[index] = picture
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def _holds_lfw(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """The pictures of the published sets of pairs, from a folder or archive, or from a `.bin`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,7 @@ SOURCES = {
 
 
 def published_test_set(path: Path, name: Published, lfw_folds: Sequence[int]) -> TestSet:
-    """Return the pairs of a published set and the pictures that they need.
+    """Return the pairs of a published set and the pictures that they need, not yet decoded.
 
     Args:
         path: what `SOURCES` says; pictures are faces on the template, and square.
@@ -36,14 +37,13 @@ def published_test_set(path: Path, name: Published, lfw_folds: Sequence[int]) ->
 
     Raises:
         FileNotFoundError: a list is not there.
-        DamagedImage: a picture cannot be decoded.
         ValueError: a list is damaged, or pictures of the pairs are missing.
     """
     if path.suffix.lower() == ".bin" or name == "bin":
         if path.is_dir():
             raise ValueError(f"--protocol {name} needs --faces: {SOURCES[name]}")
         found = bin_test_set(path)
-        return TestSet(found.images, found.names, found.pairs, {**found.flags, "name": name})
+        return replace(found, flags={**found.flags, "name": name})
     if name == "lfw" and in_two_parts(path):
         return lfw_test_set(path, LfwProtocol.read(path), lfw_folds)
     listed = read_pairs(path, name)
@@ -51,7 +51,7 @@ def published_test_set(path: Path, name: Published, lfw_folds: Sequence[int]) ->
     chosen = pictures.take(_find(path, pictures.paths, listed, name))
     flags = {"name": name, "folds": 10, "pairs": len(listed.pairs.same)}
     flags |= {"list_sha256": listed.hashes}
-    return TestSet(decode_all(chosen)[1], chosen.paths, listed.pairs, flags)
+    return TestSet(lambda: decode_all(chosen)[1], chosen.paths, listed.pairs, flags)
 
 
 def in_two_parts(path: Path) -> bool:
