@@ -80,7 +80,7 @@ class Arguments(Extraction):
 
     Args:
         network: the `network/` or `baseline/` folder of a run.
-        faces: a folder, zip, tar or `.rec` of aligned faces, or IJB's folder.
+        faces: aligned faces in any format of docs/data.md, or IJB's folder.
         output: the folder to fill, or to go on with.
     """
 
@@ -154,9 +154,11 @@ def extract(
     loader = DataLoader(
         _Readable(pictures), batch_sampler=_Batches(folder, todo), num_workers=how.workers
     )
+    share = sum(len(folder.rows(batch)) for batch in folder.share(place.rank, place.world))
     bar = tqdm(
-        total=sum(len(folder.rows(batch)) for batch in todo.tolist()), desc="describing",
-        unit="picture", disable=place.rank > 0, mininterval=1.0 if os.isatty(2) else 15.0,
+        total=share, initial=share - sum(len(folder.rows(batch)) for batch in todo.tolist()),
+        desc="describing", unit="picture", disable=place.rank > 0,
+        mininterval=1.0 if os.isatty(2) else 15.0,
     )  # fmt: skip
     flushed = time.monotonic()
     with bar, worker_errors():

@@ -77,6 +77,10 @@ class FeatureFolder:
         todo = np.flatnonzero(self._done.stored[:][:, 0] != 1)
         return todo[todo % world == rank]
 
+    def share(self, rank: int = 0, world: int = 1) -> range:
+        """Return the numbers of all batches of this process, done or not."""
+        return range(rank, -(-self.count // self.batch), world)
+
     def undone(self) -> int:
         """Return how many batches of all processes have not been written yet."""
         return np.count_nonzero(self._done.stored[:][:, 0] == 0)

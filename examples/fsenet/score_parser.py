@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
 import numpy as np
 import torch
 import tyro
@@ -22,6 +23,7 @@ from data.parsing_sets import ParsingSet
 from errors import one_line_errors
 from limits import check_numbers
 from machine import finite, to_json
+from model import GlobalNet, load_network
 from parsing_loss import IGNORE
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,7 +40,8 @@ class Arguments:
     """Score a parser.
 
     Args:
-        parser: the `.safetensors` that `train_parser.py` wrote; by default the shipped parser.
+        parser: the `.safetensors` that `train_parser.py` wrote, or the `network/` folder of a run
+            of `train.py`; by default the shipped parser.
         score: sets, `PATH:KIND:SPLITS` each.
         damaged: how many pictures of a set may be damaged; each is named and left out.
         precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
@@ -65,6 +68,27 @@ def open_sets(choices: Sequence[str]) -> dict[str, ParsingSet]:
             raise ValueError(f"--score names two sets {pairs.title}: rename the file of one")
         found[pairs.title] = pairs
     return found
+
+
+def open_parser(path: Path | None) -> ParsingNet:
+    """Return the parser of a file or of a network, or the shipped one.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is damaged.
+    """
+    if path is None:
+        return ParsingNet.pretrained()
+    if path.is_dir():
+        net = load_network(path)
+        if isinstance(net, GlobalNet) or net.parser is None:
+            raise ValueError(f"{path} holds a network without a parser: pass the one of another")
+        return net.parser
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"{path} is no parser: pass parsing_net.safetensors of a run of train_parser.py, or "
+            "network/ of one of train.py"
+        )
+    return ParsingNet.load_compact(path)
 
 
 @torch.inference_mode()
@@ -133,9 +157,7 @@ def main(arguments: Arguments) -> None:
     sets = open_sets(arguments.score)
     if not sets:
         raise ValueError("--score names no set: expected PATH:KIND:SPLITS")
-    parser = ParsingNet.pretrained()
-    if arguments.parser is not None:
-        parser = ParsingNet.load_compact(arguments.parser)
+    parser = open_parser(arguments.parser)
     place = this_process(arguments.precision)
     parser.freeze().to(place.device)
     scores = {

@@ -162,7 +162,7 @@ def test_errors(tmp_path):
     path = tmp_path / "a.bin"
     whole = pickle.dumps((PICTURES, SAME))
     cases = {
-        "is no verification set, or a damaged one": whole[:40],
+        "is no verification set, or a damaged one (EOFError)": whole[:40],
         "must hold pictures and answers; got int": pickle.dumps(7),
         "a picture is int, not bytes": pickle.dumps(([1] * 24, SAME)),
         "an array of float32, not of encoded bytes": pickle.dumps(

@@ -126,13 +126,22 @@ def test_damaged_and_few(faces, tmp_path):
 
 def test_refused(faces, tmp_path):
     (tmp_path / "train.idx").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/property").touch()
     cases = {
         f"{tmp_path}/train.idx exists: name another target": (faces, tmp_path / "train.rec"),
+        "other/property is of another .rec: each needs a folder of its own": (
+            faces,
+            tmp_path / "other/train.rec",
+        ),
         "a.tgz: expected a folder, or one of .zip .tar %d.tar .parquet .rec": (
             faces,
             tmp_path / "a.tgz",
         ),
-        "nowhere does not exist: pass pictures of people": (tmp_path / "nowhere", tmp_path / "b"),
+        "nowhere does not exist: pass pictures of people": (
+            tmp_path / "nowhere",
+            tmp_path / "train.rec",
+        ),
         "a.zip: --flat is a layout of .rec; name one": (faces, tmp_path / "a.zip", "--flat"),
         "b: --flat is a layout of .rec; name one": (faces, tmp_path / "b", "--flat"),
         "is no folder: make it first": (faces, tmp_path / "no/b"),
@@ -146,7 +155,7 @@ def test_refused(faces, tmp_path):
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.stderr.startswith(f"error: {tmp_path}/nowhere does not exist")
     assert done.returncode == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["faces", "train.idx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["faces", "other", "train.idx"]
 
 
 def test_what_was_written_is_compared(faces):

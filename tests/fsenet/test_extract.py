@@ -284,6 +284,10 @@ def test_command(networks, faces, tmp_path, capsys):
     extract.main(arguments)
     said = f"{tmp_path / 'f'}: {COUNT} pictures, 0 of them damaged\n"
     assert capsys.readouterr().out == said
+    extract.main(arguments)  # of which nothing is left to do
+    again = capsys.readouterr()
+    assert again.out == said
+    assert f"describing: 100%|██████████| {COUNT}/{COUNT}" in again.err
     other = dataclasses.replace(arguments, batch_size=5)
     message = "was begun with batch_size 4, and this is 5: name another folder, or go on with"
     with pytest.raises(ValueError, match=message):

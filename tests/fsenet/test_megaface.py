@@ -167,10 +167,23 @@ def test_cleaning_leaves_something(tmp_path):
         MegafaceProtocol(*lists, *noisy, {}).write(folder)
         arguments = Arguments(tmp_path, "megaface", folder, megaface=MegafaceOptions(
             2, cleaning="leave_out"))  # fmt: skip
-        message = f"--megaface.cleaning leave_out: the lists of noises in .* leave no {what}: use"
+        message = f"--megaface.cleaning leave_out: the lists of noises leave no {what}: use"
         with pytest.raises(ValueError, match=message):
             evaluate.open_protocol(arguments, folder, False)
+        protocol, vectors = MegafaceProtocol.read(folder, 2), np.ones((4, 3))
+        with pytest.raises(ValueError, match=message):
+            protocol.evaluate(vectors, vectors[:2], "leave_out")
     MegafaceProtocol(*lists, frozenset("1"), frozenset("x"), {}).check_cleaning("", "none")
+
+
+def test_another_number_of_distractors(world):
+    folder, _ = world
+    message = (
+        "holds no megaface_features_list.json_1000000_1, but megaface_features_list.json_400_1: "
+        "--megaface.distractors and --megaface.distractor-set choose one"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        MegafaceProtocol.read(folder)
 
 
 def test_feature_files(tmp_path):

@@ -14,12 +14,15 @@ import torch
 from data.parsing_alignment import AlignedPairs
 from data.procedural import render
 from data.vocabularies import KINDS
+from model import GlobalNet
 from PIL import Image
-from score_parser import Arguments
+from score_parser import Arguments, open_parser
 from sklearn.metrics import f1_score
 from workplace import Workplace
 
-from partlocal.labels import CELEBAMASK_HQ, HELEN
+from partlocal import ParsingNet, PartLocalNet
+from partlocal.backbone import Backbone
+from partlocal.labels import CELEBAMASK_HQ, FSENET_PARTS, HELEN
 
 SCRIPT = Path(__file__).parents[2] / "examples/fsenet/score_parser.py"
 PLACE = Workplace(Path(), torch.device("cpu"))
@@ -40,6 +43,25 @@ def score(kind, said, target, monkeypatch):
     monkeypatch.setattr(score_parser, "aligned_pairs", lambda pairs, damaged: aligned)
     pairs = SimpleNamespace(vocabulary=KINDS[kind], splits=("test", "more"))
     return score_parser.score_parsing_set(Told(), pairs, PLACE)
+
+
+def test_parsers(tmp_path):
+    """Of a file, of a network's folder, or the shipped one."""
+    parser = ParsingNet(HELEN, 8, 1, grid=32)
+    parser.save_compact(tmp_path / "parsing_net.safetensors")
+    PartLocalNet("resnet10t", parser, FSENET_PARTS).save_pretrained(tmp_path / "network")
+    GlobalNet(Backbone("resnet10t")).save_pretrained(tmp_path / "baseline")
+    PartLocalNet("resnet10t", None, FSENET_PARTS).save_pretrained(tmp_path / "bare")
+    weight, expected = next(iter(parser.named_parameters()))
+    for name, rtol in (("parsing_net.safetensors", 1e-3), ("network", 0)):
+        found = open_parser(tmp_path / name).get_parameter(weight)
+        torch.testing.assert_close(found, expected, rtol=rtol, atol=1e-3 * bool(rtol))
+    assert open_parser(None).labels == HELEN
+    for name in ("baseline", "bare"):
+        with pytest.raises(ValueError, match=f"{name} holds a network without a parser"):
+            open_parser(tmp_path / name)
+    with pytest.raises(ValueError, match=r"parser.pt is no parser: pass parsing_net.safetensors"):
+        open_parser(tmp_path / "parser.pt")
 
 
 def test_fasseg(monkeypatch):

@@ -41,7 +41,7 @@ from data.batches import generator, shuffled
 from data.damage import Damage
 from data.file_sets import files_of, is_numbered
 from data.images import IdentityPictures, load_rgb
-from data.pictures import enough_images, open_pictures, open_sources
+from data.pictures import enough_images, open_pictures, open_sources, reader_of
 from data.record_layouts import write_flat, write_identities
 from data.shards import write_shards
 from data.tables import write_table
@@ -77,7 +77,11 @@ def main(arguments: Arguments) -> None:
     *sources, target = arguments.paths or [Path()]
     if not sources:
         raise ValueError("expected a source and a target: name both")
+    for path in sources:
+        reader_of(path)
     for path in written_to(target):
+        if path.name == "property" and path.exists():
+            raise FileExistsError(f"{path} is of another .rec: each needs a folder of its own")
         if path.exists() or path.is_symlink():
             raise FileExistsError(f"{path} exists: name another target, or remove it")
     if not target.parent.is_dir():

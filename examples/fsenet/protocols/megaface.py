@@ -31,12 +31,13 @@ from tqdm import tqdm
 from partlocal.evaluation import Highest, Nearest, score_blocks, tar_above_impostors
 from partlocal.evaluation.search import Vectors
 from protocols.directions import check_directions
-from protocols.lists import ListFiles
+from protocols.lists import ListFiles, listing
 from protocols.rates import IMPOSTOR_MODES, named
 
 Cleaning = Literal["none", "leave_out", "insightface", "facex"]
 FARS = (1e-6, 1e-5, 1e-4)
 RANKS = (1, 10, 100, 1000)
+DISTRACTORS = "megaface_features_list.json_"  # and their number, and that of the set
 _POINTS = 1000  # of the ROC curve that is written
 
 
@@ -107,7 +108,7 @@ class MegafaceProtocol:
         """
         lists = _Lists(path)
         probes, who = lists.paths("facescrub_features_list.json")
-        distractors, _ = lists.paths(f"megaface_features_list.json_{size}_{number}")
+        distractors, _ = lists.paths(lists.of_distractors(size, number))
         people = np.unique(who or [name.split("/")[0] for name in probes], return_inverse=True)[1]
         if len(distractors) != size:
             raise ValueError(f"{path}: the list of {size} distractors holds {len(distractors)}")
@@ -142,13 +143,7 @@ class MegafaceProtocol:
                 "its other lists"
             )
         if cleaning == "leave_out":
-            left = np.bincount(self.people[~self.wrong_probes()], minlength=1).max()
-            if left < 2 or self.wrong_distractors().all():
-                what = "distractor" if left > 1 else "person with two pictures"
-                raise ValueError(
-                    f"--megaface.cleaning {cleaning}: the lists of noises in {path} leave no "
-                    f"{what}: use another cleaning"
-                )
+            self._check_left()
 
     def wrong_probes(self) -> Bool[np.ndarray, " n"]:
         """Tell which pictures of FaceScrub are wrong."""
@@ -164,9 +159,7 @@ class MegafaceProtocol:
         (folder / "templatelists").mkdir(parents=True, exist_ok=True)
         lists = {
             "facescrub_features_list.json": {"id": self.people.tolist(), "path": self.probes},
-            f"megaface_features_list.json_{len(self.distractors)}_{number}": {
-                "path": self.distractors
-            },
+            f"{DISTRACTORS}{len(self.distractors)}_{number}": {"path": self.distractors},
         }
         for name, content in lists.items():
             (folder / "templatelists" / name).write_text(json.dumps(content))
@@ -192,7 +185,8 @@ class MegafaceProtocol:
             seed: of insightface's random moves.
 
         Raises:
-            ValueError: numbers of rows and names differ, or a vector is zero or not finite.
+            ValueError: numbers of rows and names differ, a vector is zero or not finite, or
+                cleaning leaves nothing to compare.
         """
         if len(probes) != len(self.probes) or len(distractors) != len(self.distractors):
             raise ValueError(
@@ -205,6 +199,7 @@ class MegafaceProtocol:
         wrong, bad = self.wrong_probes(), self.wrong_distractors()
         people = self.people
         if cleaning == "leave_out":
+            self._check_left()
             vectors, people = vectors[~wrong], people[~wrong]
         elif cleaning != "none":
             jitter = 0.001 if cleaning == "insightface" else 0.0
@@ -238,6 +233,16 @@ class MegafaceProtocol:
             found["tar_at_far"][name] = named(FARS, rates)
         curve = [list(range(kept)), cmc["parity"].tolist()]
         return found, Curves(curve, _roc(genuine, top, impostors))
+
+    def _check_left(self) -> None:
+        """Refuse to leave out what is wrong where nobody to look for, or no distractor, is left."""
+        left = np.bincount(self.people[~self.wrong_probes()], minlength=1).max()
+        if left < 2 or self.wrong_distractors().all():
+            what = "distractor" if left > 1 else "person with two pictures"
+            raise ValueError(
+                f"--megaface.cleaning leave_out: the lists of noises leave no {what}: use another "
+                "cleaning"
+            )
 
 
 class Shown:
@@ -279,6 +284,17 @@ class _Lists(ListFiles):
         if len(set(paths)) < len(paths):
             raise ValueError(f"{self.source.path}: {file} names a picture twice")
         return tuple(paths), who
+
+    def of_distractors(self, size: int, number: int) -> str:
+        file = f"{DISTRACTORS}{size}_{number}"
+        if file not in self:
+            names = {name.rpartition("/")[2] for name in self.source.names}
+            there = sorted(name for name in names if name.startswith(DISTRACTORS))
+            raise FileNotFoundError(
+                f"{self.source.path} holds no {file}, but {listing(there) or 'no other either'}: "
+                "--megaface.distractors and --megaface.distractor-set choose one that is there"
+            )
+        return file
 
     def noises(self, file: str) -> frozenset[str]:
         if file not in self:
