@@ -187,6 +187,9 @@ def read_faces(options: Options, place: Workplace) -> tuple[TrainingSet, TestSet
     train, test = picture_sets(options.faces, options.seed, options.min_images, options.damaged)
     check_batch("--batch-size", options.batch_size, len(train.dataset))
     bind(place, {"pictures": train.size, "sha256": train.fingerprint})
+    if place.rank == 0:
+        pairs = f"{len(test.pairs.same)} pairs of {test.flags['name']}"
+        print(f"--faces: trained on {train.size}, tested on {pairs}", file=sys.stderr)
     return train, test
 
 

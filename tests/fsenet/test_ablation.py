@@ -459,6 +459,10 @@ def test_a_table_is_printed_and_written(studied, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "accuracy 99.67, MegaFace(C) Id. 97.53" in printed
     assert "of the paper's 1 directions" in printed
+    print_table({**found, "seeds": 1})
+    alone = capsys.readouterr().out
+    assert "one seed: its intervals are those of its pairs" in alone
+    assert "directions" not in alone
     assert printed.count("the paper contradicts itself") == 5
     assert "97.53 (table 7, global), 95.03 (table 8, global)" in printed
     written = write_evidence(found, tmp_path)

@@ -42,6 +42,8 @@ def print_table(found: dict[str, Any]) -> None:
     print(
         f"  of the paper's {len(paper)} directions {paper.count('better')} appear, "
         f"{paper.count('worse')} are reversed, {paper.count('not decided')} are not decided"
+        if found["seeds"] > 1
+        else "  one seed: its intervals are those of its pairs, another seed may say otherwise"
     )
     _print_conflicts(found)
 
@@ -116,7 +118,8 @@ def draw_rows(axes: plt.Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", color="0.9")
-    axes.set_xlabel("accuracy, %: seeds, mean, 95 % interval")
+    several = any(row["over_seeds"]["accuracy"]["low"] is not None for row in rows)
+    axes.set_xlabel(f"accuracy, %: {'seeds, mean, 95 % interval' if several else 'one seed'}")
 
 
 def _head(found: dict[str, Any]) -> str:
