@@ -59,8 +59,8 @@ class Extraction:
         precision: `fp32`, or `bf16` autocast; `auto` takes bf16 where the machine computes in it.
         batch_size: pictures a step.
         workers: processes that decode pictures.
-        damaged: pictures that may be damaged, those that opening a set finds among them; they have
-            no embedding.
+        damaged: pictures that may be damaged, in each process, those that opening a set finds
+            among them; they have no embedding.
         flush_seconds: between two marks of what is done; what a kill costs at most.
     """
 
@@ -160,20 +160,21 @@ def extract(
         desc="describing", unit="picture", disable=place.rank > 0,
         mininterval=1.0 if os.isatty(2) else 15.0,
     )  # fmt: skip
-    flushed = time.monotonic()
+    flushed, lost = time.monotonic(), pictures.damage.count
     with bar, worker_errors():
         for batch, (images, problems) in zip(todo.tolist(), loader, strict=True):
             damaged = [place for place, problem in enumerate(problems) if problem]
             folder.write(batch, _vectors(net, images, place, how), damaged)
+            lost += len(damaged)
             for number in damaged:
                 bar.write(f"left out: {problems[number]}", file=sys.stderr)
             if damaged or time.monotonic() - flushed > how.flush_seconds:
                 folder.flush()
                 flushed = time.monotonic()
-                _check_damage(pictures, folder, how.damaged)
+                _check_damage(lost, how.damaged)
             bar.update(len(images))
         folder.flush()
-        _check_damage(pictures, folder, how.damaged)
+        _check_damage(lost, how.damaged)
     return folder
 
 
@@ -207,9 +208,8 @@ class _Batches(Sampler[list[int]]):
             yield list(self.folder.rows(batch))
 
 
-def _check_damage(pictures: IdentityPictures, folder: FeatureFolder, allowed: int) -> None:
-    """Refuse more damage than is allowed: found on opening, in this run or in one before."""
-    count = pictures.damage.count + folder.damaged()
+def _check_damage(count: int, allowed: int) -> None:
+    """Refuse more damage than is allowed; what an earlier run met, this one has tried again."""
     if count > allowed:
         raise ValueError(
             f"{count} damaged pictures, and --damaged allows {allowed}: replace them, or allow "

@@ -223,6 +223,22 @@ def test_damaged(networks, faces, whole, tmp_path, capfd, workers):
         embedding_rows(target, names[1:5])
 
 
+def test_replaced(networks, faces, whole, tmp_path):
+    """Damaged pictures that were replaced do not count when they are tried again."""
+    broken = tmp_path / "faces"
+    shutil.copytree(faces, broken)
+    names = sorted(str(x.relative_to(broken)) for x in broken.rglob("*.png"))
+    for row in (0, 9):
+        (broken / names[row]).write_bytes(b"no picture")
+    how = dataclasses.replace(FP32, damaged=2, flush_seconds=0)
+    for allowed in (2, 0):  # and the second time they are whole
+        described = dataclasses.replace(how, damaged=allowed)
+        extract.extract(networks / "network", open_to_describe(broken), tmp_path / "f", described)
+        for row in (0, 9):
+            shutil.copy(faces / names[row], broken / names[row])
+    assert bits(tmp_path / "f") == bits(whole)
+
+
 def test_damaged_on_opening(networks, faces, tmp_path, capsys):
     """A sample of a shard without an identity, and a picture: one number allows both."""
     good = next(faces.rglob("*.png")).read_bytes()

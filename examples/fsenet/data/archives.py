@@ -112,7 +112,9 @@ class Source:
             size = self._size(name)
             if size > limit:
                 raise DamagedImage(f"{where} is refused: {size} bytes are more than {limit}")
-            data = self._bytes(name, limit + 1)  # a file may have grown, or not know its size
+            data = self._bytes(name, size + 1)  # Python makes room for all that it may read
+            if len(data) > size:  # a file has grown, or does not know its size
+                data = self._bytes(name, limit + 1)
         except (KeyError, FileNotFoundError):
             raise DamagedImage(f"{where} does not exist") from None
         except DamagedImage:
