@@ -75,7 +75,17 @@ def test_around(faces, tmp_path):
         assert sorted(contents(last)) == sorted(before)
         if target == "unpacked":
             assert open_pictures(last).paths == open_pictures(faces).paths
-    assert (tmp_path / "rec/property").read_text() == "5,112,112\n"
+    assert (tmp_path / "rec/property").read_text() == "5,8,8\n"
+    assert "property" not in done.stderr
+    (tmp_path / "rec/property").write_text("6,8,8\r\n")
+    done = convert(tmp_path / "rec", tmp_path / "again")
+    assert (
+        f"warning: {tmp_path}/rec/property says 6 identities, and train.rec holds 5" in done.stderr
+    )
+    for text in ("", "5,8", "-5,8,8", "5,8,8,8", "\xff" * 2000):
+        (tmp_path / "rec/property").write_text(text)
+        done = convert(tmp_path / "rec", tmp_path / "never")
+        assert done.stderr.count("property") == done.stderr.count("\n") == 1
     assert open_pictures(last).paths[:2] == ("0000000/00000001.jpg", "0000001/00000002.jpg")
 
 
@@ -94,7 +104,7 @@ def test_flat(faces, tmp_path):
     assert [record[1:] for record in records] != before  # shuffled
     lines = [f"{key}\t{offset}\n" for key, (offset, *_) in enumerate(records)]
     assert flat.with_suffix(".idx").read_text() == "".join(lines)
-    assert (tmp_path / "property").read_text() == "5,112,112\n"
+    assert (tmp_path / "property").read_text() == "5,8,8\n"
 
     read = [record[1:] for record in records]
     assert contents(flat) == read

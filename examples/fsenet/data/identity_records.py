@@ -9,6 +9,7 @@ damaged, the label of every picture is read instead of the identities' records.
 Source: MXNet's image recordio, as deepinsight/insightface writes it.
 """
 
+import sys
 from array import array
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from data.archives import DamagedImage
 from data.damage import Damage
 from data.images import IdentityPictures
+from data.record_layouts import read_property
 from data.records import RecordFile
 
 EXACT = 2**24  # float32 holds every whole number up to here
@@ -38,15 +40,22 @@ class IdentityRecords(IdentityPictures):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the index is damaged, or more of the file than is allowed, there are no
-            pictures, labels are no whole numbers or not those of the file's identities, or an
-            identity asked for is not there.
+        ValueError: the index or `property` is damaged, or more of the file than is allowed, there
+            are no pictures, labels are no whole numbers or not those of the file's identities, or
+            an identity asked for is not there.
     """
 
     def _open(self, path: Path) -> tuple[Path, list[str], Int[np.ndarray, " n"]]:
         self._records = RecordFile(path / "train.rec" if path.is_dir() else path, self.damage)
         self._pictures, classes = _pictures(self._records, self.damage)
         numbers, labels = np.unique(classes, return_inverse=True)
+        said = read_property(self._records.path)
+        if said is not None and said[0] != len(numbers):
+            print(
+                f"warning: {self._records.path.with_name('property')} says {said[0]} identities, "
+                f"and {self._records.path.name} holds {len(numbers)}",
+                file=sys.stderr,
+            )
         return self._records.path, [f"{number:07d}" for number in numbers.tolist()], labels
 
     def read(self, index: int) -> bytes:
