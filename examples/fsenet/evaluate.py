@@ -31,6 +31,7 @@ from embeddings import read_embeddings
 from errors import one_line_errors
 from evaluate_options import OF_SETS, Arguments, check, faces_of, holds_embeddings
 from extract import Extraction, extract
+from feature_folder import read_options
 from feature_protocols import FeatureProtocol, Ijb, Ijba, Megaface, Ytf, read_megaface
 from machine import to_json, versions, write_json
 from model import load_network
@@ -56,7 +57,7 @@ def main(arguments: Arguments) -> None:
     if not holds_embeddings(arguments.checkpoint):
         net = load_network(arguments.checkpoint)
     test = load_test_set(arguments)
-    made = {}
+    made = as_extracted(arguments.checkpoint)
     if net is None:
         vectors = {"embeddings": F.normalize(read_embeddings(arguments.checkpoint, test.names))}
     else:
@@ -95,9 +96,9 @@ def evaluate_features(arguments: Arguments) -> dict[str, Any]:
         ValueError: there are neither embeddings nor pictures, or the lists are not there.
     """
     name, path, features = arguments.protocol, faces_of(arguments), arguments.checkpoint
-    describes = not holds_embeddings(features)
-    protocol = open_protocol(arguments, path, arguments.unit_features or describes)
-    made, arm = dict[str, Any](), "embeddings"
+    describes, made = not holds_embeddings(features), as_extracted(features)
+    unit = arguments.unit_features or describes or bool(made)
+    protocol, arm = open_protocol(arguments, path, unit), "embeddings"
     with TemporaryDirectory() as scratch:
         if describes:
             if not protocol.holds_pictures():
@@ -119,13 +120,23 @@ def evaluate_features(arguments: Arguments) -> dict[str, Any]:
     }
 
 
+def as_extracted(features: Path) -> dict[str, Any]:
+    """Return how `extract.py` made embeddings, whose length is 1; nothing of those of others."""
+    for folder in (features, features / "facescrub"):  # MegaFace's are two
+        if (folder / "options.json").is_file() and (folder / "embeddings.npy").is_file():
+            options = read_options(folder)
+            made = {"test_time": TEST_TIME.get(options.get("test_time", ""))}
+            return made | {name: options.get(name) for name in ("vectors", "precision", "dtype")}
+    return {}
+
+
 def open_protocol(arguments: Arguments, path: Path, unit: bool) -> FeatureProtocol:
     """Read the lists of a protocol that compares sets of pictures.
 
     Args:
         arguments: with the protocol's own options.
         path: of the lists.
-        unit: whether descriptors get length 1; those of a network have it.
+        unit: whether embeddings get length 1; those of a network have it, but for rounding.
     """
     match arguments.protocol:
         case "ytf":
@@ -147,7 +158,7 @@ def describe_pictures(
     """Describe what a protocol compares into `features`, and return how."""
     how = Extraction(
         test_time=arguments.test_time,
-        dtype="fp32",
+        dtype=protocol.dtype,
         precision=arguments.precision,
         workers=arguments.workers,
         damaged=arguments.damaged,
@@ -155,12 +166,8 @@ def describe_pictures(
     described = protocol.pictures()
     features.mkdir(exist_ok=True)
     for part, pictures in described.items():
-        folder = extract(arguments.checkpoint, pictures, features / part, how)
-    return {
-        "alignment": protocol.alignment,
-        "test_time": TEST_TIME[arguments.test_time],
-        "precision": folder.options["precision"],
-    }
+        extract(arguments.checkpoint, pictures, features / part, how)
+    return {"alignment": protocol.alignment, **as_extracted(features)}
 
 
 def load_test_set(arguments: Arguments) -> TestSet:

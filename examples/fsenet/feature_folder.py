@@ -56,7 +56,7 @@ class FeatureFolder:
         if rank == 0 and not (path / "options.json").exists():
             _lay_out(path, options, names)
         _wait_for(path / "options.json")
-        begun = _read_options(path)
+        begun = read_options(path)
         for key in sorted({*options, *begun}):
             if begun.get(key) != options.get(key):
                 what = f"{key} {begun.get(key)}, and this is {options.get(key)}"
@@ -130,6 +130,25 @@ class FeatureFolder:
         return int(marks[marks > 0].sum() - np.count_nonzero(marks))
 
 
+def read_options(path: Path) -> dict[str, Any]:
+    """Return what the embeddings of a folder were made with.
+
+    Raises:
+        FileNotFoundError: it is no such folder.
+        ValueError: it is damaged.
+    """
+    file = path / "options.json"
+    try:
+        options = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is no folder of embeddings: no options.json") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error}): remove the folder") from None
+    if not isinstance(options, dict) or not isinstance(options.get("batch_size"), int):
+        raise ValueError(f"{file} is damaged: remove the folder")
+    return options
+
+
 def lost_rows(path: Path) -> frozenset[int]:
     """Return the rows of a whole folder whose pictures could not be read.
 
@@ -137,7 +156,7 @@ def lost_rows(path: Path) -> frozenset[int]:
         FileNotFoundError: it is no such folder.
         ValueError: it is damaged, or not filled to the end.
     """
-    options = _read_options(path)
+    options = read_options(path)
     marks, rows = Stored(path / "done.npy"), Stored(path / "embeddings.npy")
     done = marks[:][:, 0]
     if not done.all():
@@ -228,16 +247,3 @@ def _wait_for(path: Path) -> None:
         if time.monotonic() > until:
             raise TimeoutError(f"{path} is not there after {_PATIENCE:.0f} s: has rank 0 failed?")
         time.sleep(0.05)
-
-
-def _read_options(path: Path) -> dict[str, Any]:
-    file = path / "options.json"
-    try:
-        options = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is no folder of embeddings: no options.json") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged ({error}): remove the folder") from None
-    if not isinstance(options, dict) or not isinstance(options.get("batch_size"), int):
-        raise ValueError(f"{file} is damaged: remove the folder")
-    return options

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from data.faces import SIZE
@@ -37,6 +37,7 @@ class FeatureProtocol(ABC):
     path: Path
     folders: ClassVar[Mapping[str, str]] = {"": ALIGNED}  # of pictures, by those of embeddings
     alignment: ClassVar[str] = f"as in {ALIGNED}/"
+    dtype: ClassVar[Literal["fp16", "fp32"]] = "fp32"  # of a network's embeddings on disk
 
     @abstractmethod
     def pictures(self) -> dict[str, IdentityPictures]:
@@ -194,6 +195,7 @@ class Megaface(FeatureProtocol):
     seed: int = 0  # of `cleaning` as insightface has it
     folders: ClassVar = {"facescrub": "facescrub_images", "megaface": "megaface_images"}
     alignment = f"as in {' and '.join(f'{folder}/' for folder in folders.values())}"
+    dtype = "fp16"  # of a million distractors
 
     def pictures(self) -> dict[str, IdentityPictures]:
         """Return FaceScrub's and MegaFace's, in the order of their lists."""
@@ -235,7 +237,9 @@ class Megaface(FeatureProtocol):
         if options.cleaning == "insightface":
             flags["seed"] = self.seed
         if options.results is not None:
-            write_results(options.results, f"{options.algorithm}_{size}_{number}", *curves)
+            cleaned = "" if options.cleaning == "none" else f"-{options.cleaning}"
+            name = f"{options.algorithm}{cleaned}_{size}_{number}"
+            write_results(options.results, name, *curves)
         return flags | {"feature_norm": "unit", "list_sha256": lists.hashes}, found
 
 

@@ -88,6 +88,8 @@ def test_evaluate(world, tmp_path, capsys, kept):
         evaluate.main(Arguments(place, "ijbc", world))
         again = json.loads(capsys.readouterr().out)
         assert again["arms"]["embeddings"] == numbers
+        assert again["protocol"] == found["protocol"]
+        assert again["test_time"] == found["test_time"]
         with pytest.raises(ValueError, match="--features is for networks: leave it out, the embed"):
             evaluate.main(Arguments(place, "ijbc", world, features=place))
 

@@ -245,11 +245,14 @@ def test_extracted_first(baseline, tmp_path, capsys):
     pictures = extract.open_to_describe(folder / "aligned")
     extract.extract(baseline, pictures, tmp_path / "f", how)
     capsys.readouterr()
-    evaluate.main(Arguments(tmp_path / "f", "ijba", folder, unit_features=True))
+    evaluate.main(Arguments(tmp_path / "f", "ijba", folder))
     first = json.loads(capsys.readouterr().out)
     found = evaluated(capsys, baseline, "ijba", folder)
     one, two = first["arms"]["embeddings"], found["arms"]["whole descriptor"]
     assert first["protocol"] == found["protocol"]
+    assert found["protocol"]["feature_norm"] == "N0"
+    made = ("test_time", "vectors", "precision", "dtype")
+    assert [first[name] for name in made] == [found[name] for name in made]
     assert one["mean"]["rank"] == pytest.approx(two["mean"]["rank"], abs=0.01)
     for split, numbers in one["splits"].items():
         assert numbers["faces_without_embedding"] == two["splits"][split]["faces_without_embedding"]

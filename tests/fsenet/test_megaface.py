@@ -124,7 +124,9 @@ def test_evaluate(world, tmp_path, capsys):
     flags = found[0]["protocol"]
     assert (flags["cleaning"], flags["distractors"], flags["seed"]) == ("insightface", 400, 0)
     assert len(flags["list_sha256"]) == 4
-    written = json.loads((tmp_path / "cmc_facescrub_megaface_partlocal_400_1.json").read_text())
+    written = json.loads(
+        (tmp_path / "cmc_facescrub_megaface_partlocal-insightface_400_1.json").read_text()
+    )
     assert written["cmc"][1][0] == found[0]["arms"]["embeddings"]["rank"]["parity"]["1"]
     assert len(written["roc"][0]) == len(written["roc"][1]) > 1
     assert set(FARS) == set(map(float, found[0]["arms"]["embeddings"]["tar_at_far"]["strict"]))
