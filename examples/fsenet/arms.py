@@ -68,11 +68,9 @@ def measure(
         if pairs.identities is None or test.flags.get("comparable_with_published"):
             numbers[name]["insightface"] = as_insightface(scores[name], pairs.same, pairs.fold)
         if test.lfw is not None:
-            found = test.lfw.evaluate_held_out(
+            numbers[name] |= test.lfw.evaluate_all_pairs(
                 test.names, vectors.numpy(), test.flags["test_folds"]
             )
-            for name_of_all in ("auc_all_pairs", "auc_all_pairs_interval95", "all_pairs"):
-                numbers[name][name_of_all] = found[name_of_all]
     tests = [
         {"a": a, "b": b, **paired_accuracy_test(correct[a], correct[b])._asdict()}
         for a, b in COMPARISONS

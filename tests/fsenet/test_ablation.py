@@ -439,7 +439,7 @@ def refuse(*_):
     raise AssertionError("something is trained")
 
 
-def test_a_second_study_trains_nothing(studied, monkeypatch):
+def test_a_second_study_trains_nothing(studied, monkeypatch, capsys):
     study, trials = studied
     monkeypatch.setattr(ablation.study, "run_trial", refuse)
     again = Study(seeds=2, output=study.output).collect(list(trials))
@@ -447,6 +447,12 @@ def test_a_second_study_trains_nothing(studied, monkeypatch):
         np.testing.assert_array_equal(
             again[arm][trial].scores["global half"], trials[arm][trial].scores["global half"]
         )
+    assert "of commit" not in capsys.readouterr().err
+    monkeypatch.setattr(ablation.study, "versions", lambda: {"commit": "today"})
+    Study(seeds=2, output=study.output).collect(list(trials))
+    made = trials[FSENET][0].about["versions"]["commit"]
+    said = f"some trials in {study.place.folder} are of commit {made}: delete them to run them"
+    assert said in capsys.readouterr().err
     with pytest.raises(AssertionError, match="trained"):  # other options, other trials
         Study(seeds=1, steps=3, output=study.output).collect([FSENET])
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from data.faces import DrawnFaces, draw_faces
 from data.pair_sets import IN_TWO_PARTS
 from limits import check_numbers
-from machine import write_json
+from machine import versions, write_json
 from options import PROFILES, Options
 from protocols.lfw import LfwProtocol
 from run_folder import plain
@@ -131,7 +131,18 @@ class Study:
         for seed in range(1 if self.quick else self.seeds):
             for arm, trial in self._of_seed(seed, list(found)):
                 found[arm].append(trial)
+        self._tell_other_code(found)
         return found
+
+    def _tell_other_code(self, found: dict[Arm, list[Trial]]) -> None:
+        """Say which trials other versions of the code have made: they are kept by their options."""
+        made = {trial.about["versions"].get("commit") for one in found.values() for trial in one}
+        if others := sorted(map(str, made - {versions().get("commit")})):
+            print(
+                f"some trials in {self.place.folder} are of commit {' and '.join(others)}: delete "
+                "them to run them with the code that is there now",
+                file=sys.stderr,
+            )
 
     def _of_seed(self, seed: int, arms: list[Arm]) -> Iterator[tuple[Arm, Trial]]:
         options, place = replace(self.options, seed=seed), self.place

@@ -155,9 +155,6 @@ class LfwProtocol:
         scores, same = self.scores(names, embeddings, index), self.same[index]
         result = ten_fold_accuracy(scores, same, self.fold[index])
         accuracy = float(result.correct.mean())
-        paths = self.test_paths(test_folds)
-        everything, identities = self._all_pairs(names, embeddings, paths)
-        all_same = identities[:, 0] == identities[:, 1]
         return {
             "protocol": "lfw-held-out-folds",
             "comparable_with_published": False,
@@ -173,12 +170,30 @@ class LfwProtocol:
             "fold_accuracies": result.accuracies.tolist(),
             "fold_thresholds": result.thresholds.tolist(),
             "auc": auc(scores, same),
-            "auc_all_pairs": auc(everything, all_same),
-            "auc_all_pairs_interval95": list(auc_interval(everything, identities, resamples)),
-            "all_pairs": len(everything),
-            "all_pairs_genuine": int(all_same.sum()),
-            "all_pairs_pictures": len(paths),
+            **self.evaluate_all_pairs(names, embeddings, test_folds, resamples),
             "list_sha256": self.hashes,
+        }
+
+    def evaluate_all_pairs(
+        self,
+        names: Sequence[str],
+        embeddings: Float[np.ndarray, "n d"],
+        test_folds: Sequence[int] = (8, 9),
+        resamples: int = 400,
+    ) -> dict[str, Any]:
+        """Return the AUC over all pairs of pictures of the people of some folds.
+
+        Args, Raises: see `evaluate_held_out`.
+        """
+        paths = self.test_paths(test_folds)
+        scores, identities = self._all_pairs(names, embeddings, paths)
+        same = identities[:, 0] == identities[:, 1]
+        return {
+            "auc_all_pairs": auc(scores, same),
+            "auc_all_pairs_interval95": list(auc_interval(scores, identities, resamples)),
+            "all_pairs": len(scores),
+            "all_pairs_genuine": int(same.sum()),
+            "all_pairs_pictures": len(paths),
         }
 
     def _all_pairs(
