@@ -15,7 +15,8 @@ import pytest
 import torch
 from data import images
 from data.archives import DamagedImage, Source
-from data.images import IdentityFolder, decode_all, load_rgb
+from data.decode import load_rgb
+from data.images import IdentityFolder, decode_all
 from PIL import Image
 
 LFW = Path(__file__).parents[2] / "../shared/data/lfw112.zip"

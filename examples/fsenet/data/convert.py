@@ -39,8 +39,9 @@ from tqdm import tqdm
 from data.archives import DamagedImage
 from data.batches import generator, shuffled
 from data.damage import Damage
+from data.decode import load_rgb
 from data.file_sets import files_of, is_numbered
-from data.images import IdentityPictures, load_rgb
+from data.images import IdentityPictures
 from data.pictures import enough_images, open_pictures, open_sources, reader_of
 from data.record_layouts import write_flat, write_identities
 from data.shards import write_shards

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from data.archives import DamagedImage, Source
 from data.batches import worker_errors
 from data.damage import Damage
-from data.images import IdentityFolder, IdentityPictures, decode_all, load_rgb, without_suffix
+from data.decode import load_rgb
+from data.images import IdentityFolder, IdentityPictures, decode_all, without_suffix
 from data.pictures import enough_images, open_pictures, open_sources, reader_of
 from data.procedural import DRAWERS, ProceduralFaces
 

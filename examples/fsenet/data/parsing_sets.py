@@ -17,7 +17,8 @@ from protocols.lists import listing
 from torch.utils.data import Dataset
 
 from data.archives import DamagedImage, Source
-from data.images import FORMATS, is_image, load_rgb
+from data.decode import FORMATS, load_rgb
+from data.images import is_image
 from data.vocabularies import KINDS, Vocabulary
 
 

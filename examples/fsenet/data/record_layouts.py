@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.archives import read_regular
-from data.images import load_rgb
+from data.decode import load_rgb
 from data.records import RecordWriter, pack
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from data.archives import DamagedImage
 from data.damage import Damage
-from data.images import SourcePictures, load_rgb
+from data.decode import load_rgb
+from data.images import SourcePictures
 from data.listed import holds_folder, one_folder
 from jaxtyping import Int, UInt8
 
