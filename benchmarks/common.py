@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import json
 import platform
 import random
 import re
@@ -20,6 +21,7 @@ LOOKS = 3  # runs after which that is decided
 FEWEST, PATIENCE = 7, {"cpu": 60.0, "cuda": 4.0}  # runs that are enough after so many seconds
 LONG = 100.0  # milliseconds after which it does not matter what the caches held before
 
+RESULTS = Path(__file__).parent / "results"
 CACHE = 2**27  # bytes, more than the second-level cache of any GPU
 
 Calls = Sequence[Callable[[], object]]
@@ -159,6 +161,21 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return re.sub(r"\W+", "-", torch.cuda.get_device_name(device).lower())
     return f"cpu-{platform.machine().lower()}-{torch.get_num_threads()}-threads"
+
+
+def write_result(name: str, found: dict[str, Any], folder: Path | None = None) -> Path:
+    """Write `<name>.json`, with versions, commit and hardware, by default for this machine.
+
+    Args:
+        name: of the benchmark.
+        found: its numbers, measured on the CPU.
+        folder: another one to write to.
+    """
+    device = torch.device("cpu")
+    path = (folder or RESULTS / machine(device)) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"circumstances": circumstances(device), **found}, indent=1) + "\n")
+    return path
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:

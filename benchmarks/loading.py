@@ -1,11 +1,13 @@
-"""How many pictures a second the recipe reads from each format, beside torchvision's folder.
+"""How many pictures a second the recipe reads from each format, beside torchvision and Pillow.
 
     python benchmarks/loading.py                     # 3,000 drawn faces as JPEG, 0, 1 and 2 workers
     python benchmarks/loading.py --faces lfw112.zip  # pictures of your own
 
 Every way reads the same pictures, shuffled as in training, decodes them with Pillow into uint8
-tensors and stacks batches of 64. The ways take turns; the median of five rounds is printed. The
-files are in the system's cache, so it is not the disk that is measured.
+tensors and stacks batches of 64: `torchvision` is its `ImageFolder`, `pillow` a list of files. The
+ways take turns; the median of five rounds is printed, and written to loading.json, by default in
+benchmarks/results/<machine>/. The files are in the system's cache, so it is not the disk that is
+measured.
 """
 
 import argparse
@@ -14,15 +16,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "examples/fsenet"
-sys.path[:0] = [str(RECIPE)]
+sys.path[:0] = [str(RECIPE), str(ROOT / "benchmarks")]
 
+import numpy as np
 import pyarrow as pa
 import torch
+from common import write_result
 from data.batches import shuffled
 from data.pictures import open_pictures
 from data.procedural import ProceduralFaces
@@ -50,22 +54,26 @@ def main() -> None:
     parser.add_argument("--faces", type=Path, help="a folder, zip, tar or .rec; else drawn ones")
     parser.add_argument("--pictures", type=int, default=3000, help="drawn ones")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, help="folder for loading.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder)
         source = options.faces or draw(made / "drawn", options.pictures)
         sets = readers(source, made)
         print("way", *(f"{count} workers" for count in options.workers), sep="\t")
-        rates: dict[str, list[str]] = {name: [] for name in sets}
+        rates: dict[str, list[int]] = {name: [] for name in sets}
         for workers in options.workers:
             times: dict[str, list[float]] = {name: [] for name in sets}
             for _ in range(ROUNDS):
                 for name, pictures in sets.items():
                     times[name].append(seconds(pictures, workers))
             for name, pictures in sets.items():
-                rates[name].append(f"{len(pictures) / statistics.median(times[name]):.0f}")
+                rates[name].append(round(len(pictures) / statistics.median(times[name])))
         for name, found in rates.items():
             print(name, *found, sep="\t")
+        count = len(next(iter(sets.values())))
+        found = {"pictures": count, "workers": options.workers, "pictures_per_second": rates}
+        print(write_result("loading", found, options.output))
 
 
 def draw(folder: Path, count: int) -> Path:
@@ -90,8 +98,27 @@ def readers(source: Path, folder: Path) -> dict[str, Dataset]:
     with pa.ipc.new_stream(folder / "arrow/data-00000-of-00001.arrow", table.schema) as writer:
         writer.write_table(table, 1000)
     found: dict[str, Dataset] = {name: open_pictures(folder / x) for name, x in TARGETS.items()}
-    read: Callable[[str], Image.Image] = lambda path: Image.open(path).convert("RGB")  # noqa: E731
-    return {"torchvision": ImageFolder(folder / "folder", PILToTensor(), loader=read)} | found
+    plain = ImageFolder(folder / "folder", PILToTensor(), loader=read)
+    return {"torchvision": plain, "pillow": Files(plain.samples)} | found
+
+
+def read(path: str) -> Image.Image:
+    """Return what a file holds, in colour."""
+    return Image.open(path).convert("RGB")
+
+
+class Files(Dataset[tuple[torch.Tensor, int]]):
+    """Files and whose they are, without anything of torchvision's."""
+
+    def __init__(self, samples: Sequence[tuple[str, int]]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        path, owner = self.samples[index]
+        return torch.from_numpy(np.array(read(path))).permute(2, 0, 1), owner
 
 
 def seconds(pictures: Dataset, workers: int) -> float:

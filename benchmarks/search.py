@@ -10,7 +10,7 @@ of all scores, as many as a FAR of 1e-4 needs. Every width is searched in a proc
 whose largest resident size is printed, and the processor's seconds, first those of the looking up,
 beside the clock's: on a busy machine the clock says little. For 16 probes all products are then
 taken again in fp32, without the search's code: the entries found must be the same, and the largest
-difference of scores is printed.
+difference of scores is printed. Writes search.json, by default to benchmarks/results/<machine>/.
 """
 
 import argparse
@@ -23,9 +23,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "examples/fsenet"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "examples/fsenet"), str(ROOT / "benchmarks"), str(ROOT)]
 
 import numpy as np
+from common import write_result
 from embeddings import embedding_rows
 from machine import peak_memory_gb
 from protocols.megaface import Shown, search
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--distractors", type=int, default=10**6)
     parser.add_argument("--probes", type=int, default=4000)
     parser.add_argument("--folder", type=Path, help="for the files; else the system's")
+    parser.add_argument("--output", type=Path, help="folder for search.json")
     parser.add_argument("--search", type=Path, help=argparse.SUPPRESS)  # in a process of its own
     options = parser.parse_args()
     if options.search is not None:
@@ -53,6 +55,7 @@ def main() -> None:
     columns = ("distractors", "width", "kind", "CPU of names", "seconds", "of CPU", "GB", "same",
                "difference")  # fmt: skip
     print(*columns, sep="\t")
+    rows = []
     for width in options.widths:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             file = Path(folder) / "distractors.npy"
@@ -64,9 +67,14 @@ def main() -> None:
             )
             found = json.loads(done.stdout)
         times = (f"{found[part]:.0f}" for part in ("names", "seconds", "cpu"))
+        kind = np.dtype(dtype).name
+        rows.append({"distractors": options.distractors, "width": width, "kind": kind} | found)
         numbers = (*times, f"{found['gb']:.2f}", found["same"], f"{found['difference']:.1e}")
-        print(options.distractors, width, np.dtype(dtype).name, *numbers, sep="\t", flush=True)
-    print(f"load {os.getloadavg()[0]:.1f} after")
+        print(options.distractors, width, kind, *numbers, sep="\t", flush=True)
+    after = os.getloadavg()[0]
+    print(f"load {after:.1f} after")
+    found = {"cores": cores, "load": [load, after], "probes": options.probes, "rows": rows}
+    print(write_result("search", found, options.output))
 
 
 def draw(path: Path, count: int, width: int, dtype: np.dtype) -> None:

@@ -105,12 +105,27 @@ def test_the_page_shows_what_was_found():
         assert figure.exists()
 
 
-def test_loading():
-    """Every format is read, beside torchvision's folder."""
+def test_loading(tmp_path):
+    """Every format is read, beside torchvision's folder and a list of files."""
     command = [sys.executable, "benchmarks/loading.py", "--pictures", "100", "--workers", "0"]
+    command += ["--output", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    heads, *rows = (line.split("\t") for line in done.stdout.splitlines())
+    heads, *rows, written = (line.split("\t") for line in done.stdout.splitlines())
     assert heads == ["way", "0 workers"]
     formats = ["folder", "zip", "tar", "rec", "shards", "parquet", "arrow"]
-    assert [row[0] for row in rows] == ["torchvision", *formats]
+    assert [row[0] for row in rows] == ["torchvision", "pillow", *formats]
     assert all(float(row[1]) > 0 for row in rows)
+    kept = json.loads(Path(*written).read_text())
+    assert kept["pictures_per_second"] == {name: [int(rate)] for name, rate in rows}
+    assert kept["circumstances"]["commit"]
+
+
+def test_search(tmp_path):
+    """The search among a few finds what all products find."""
+    command = [sys.executable, "benchmarks/search.py", "--widths", "16", "1024", "--probes", "20"]
+    command += ["--distractors", "3000", "--output", str(tmp_path), "--folder", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    rows = json.loads((tmp_path / "search.json").read_text())["rows"]
+    assert [(row["width"], row["kind"]) for row in rows] == [(16, "float32"), (1024, "float16")]
+    assert all(row["same"] and row["difference"] < 1e-6 for row in rows)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "search.json"]
