@@ -1,18 +1,21 @@
 """Write what two runs found into README.md and docs/recipe.md.
 
-python docs/results.py runs/default-0 runs/lfw-0
+    python docs/results.py runs/default-0 runs/lfw-0
+    python docs/results.py    # the pages anew, from the metrics.json that are kept
 
-Each block of figures stands between two comments, `<!-- results: NAME -->` and `<!-- end -->`, and
+Their metrics.json are kept in docs/evidence/recipe/. Each block of figures stands between two comments, `<!-- results: NAME -->` and `<!-- end -->`, and
 is replaced as a whole.
 """
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
+KEPT, NAMES = DOCS / "evidence/recipe", ("drawn", "lfw")
 Metrics = dict[str, Any]
 
 
@@ -106,19 +109,27 @@ def fill(page: Path, name: str, lines: list[str]) -> None:
     page.write_text(block.sub(lambda found: found[1] + inside + found[2], text))
 
 
-def main(drawn_folder: str, lfw_folder: str) -> None:
-    """Fill every block."""
-    drawn, lfw = (
-        json.loads((Path(folder) / "metrics.json").read_text())
-        for folder in (drawn_folder, lfw_folder)
-    )
-    recipe = DOCS / "recipe.md"
-    fill(DOCS.parent / "README.md", "arms", side_by_side(drawn, lfw))
-    pieces = [arms(drawn), paired(drawn), cost(drawn), quality(drawn), energy(drawn)]
-    fill(recipe, "drawn", [line for piece in pieces for line in ["", *piece]][1:])
-    pieces = [arms(lfw), paired(lfw), cost(lfw), energy(lfw)]
-    fill(recipe, "lfw", [line for piece in pieces for line in ["", *piece]][1:])
+def blocks() -> dict[tuple[Path, str], list[str]]:
+    """Return the lines of each block of each page."""
+    drawn, lfw = (json.loads((KEPT / f"{name}.json").read_text()) for name in NAMES)
+    pieces = {
+        "drawn": [arms(drawn), paired(drawn), cost(drawn), quality(drawn), energy(drawn)],
+        "lfw": [arms(lfw), paired(lfw), cost(lfw), energy(lfw)],
+    }
+    found = {(DOCS.parent / "README.md", "arms"): side_by_side(drawn, lfw)}
+    for name, parts in pieces.items():
+        lines = [line for part in parts for line in ["", *part]]
+        found[DOCS / "recipe.md", name] = lines[1:]
+    return found
+
+
+def main(folders: list[str]) -> None:
+    """Keep what two runs found, if they are named, and fill every block."""
+    for name, folder in zip(NAMES, folders, strict=bool(folders)):
+        shutil.copyfile(Path(folder) / "metrics.json", KEPT / f"{name}.json")
+    for (page, name), lines in blocks().items():
+        fill(page, name, lines)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

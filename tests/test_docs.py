@@ -235,3 +235,14 @@ def test_site_builds(tmp_path):
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "pycon" not in (tmp_path / "reference/pooling/index.html").read_text()
+
+
+def test_pages_hold_what_was_measured():
+    """Tables are those of the files that are kept beside the pages."""
+    pytest.importorskip("tyro")
+    blocks = runpy.run_path(str(DOCS / "results.py"))["blocks"]()
+    tables = runpy.run_path(str(DOCS / "evidence.py"))["blocks"]()
+    blocks |= {(DOCS / "evidence.md", name): lines for name, lines in tables.items()}
+    assert len(blocks) == 7
+    for (page, block), lines in blocks.items():
+        assert "\n".join(lines) in page.read_text(encoding="utf-8"), block
