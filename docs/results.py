@@ -3,8 +3,8 @@
     python docs/results.py runs/default-0 runs/lfw-0
     python docs/results.py    # the pages anew, from the metrics.json that are kept
 
-Their metrics.json are kept in docs/evidence/recipe/. Each block of figures stands between two comments, `<!-- results: NAME -->` and `<!-- end -->`, and
-is replaced as a whole.
+Their metrics.json are kept in docs/evidence/recipe/. Each block of figures stands between two
+comments, `<!-- results: NAME -->` and `<!-- end -->`, and is replaced as a whole.
 """
 
 import json
