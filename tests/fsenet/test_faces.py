@@ -15,6 +15,7 @@ from data.faces import (
     draw_faces,
     drawn_sets,
     drawn_test_set,
+    is_lfw,
     lfw_test_set,
     picture_sets,
 )
@@ -193,6 +194,17 @@ def test_lfws_lists_decide(tmp_path, lfw_like):
     assert every.flags["comparable_with_published"] is True
     assert len(every.pairs.same) == 40
     assert every.lfw is None
+
+
+def test_what_is_lfw(tmp_path, lfw_like):
+    own, other = lfw_like(tmp_path / "lfw.zip"), make(tmp_path / "other.zip", 2, 1)
+    with zipfile.ZipFile(own) as archive:
+        archive.extractall(tmp_path / "folder")
+    assert is_lfw([own])
+    assert is_lfw([tmp_path / "folder"])
+    (tmp_path / "folder/pairs.txt").unlink()
+    for paths in ([other], [own, other], [tmp_path / "folder"], []):
+        assert not is_lfw(paths)
 
 
 def test_errors(tmp_path):

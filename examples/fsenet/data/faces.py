@@ -144,7 +144,7 @@ def picture_sets(
             pictures, or not those of LFW's lists.
     """
     damage = Damage(damaged)
-    if len(paths) == 1 and reader_of(paths[0]) is IdentityFolder and _holds_lfw(*paths):
+    if is_lfw(paths):
         protocol = LfwProtocol.read(*paths)
         test = lfw_test_set(*paths, protocol, (8, 9))
         train = open_pictures(*paths, protocol.train_identities((8, 9)), SIZE, damage)
@@ -163,6 +163,20 @@ def picture_sets(
         return replace(held, damage=damage, fingerprint=fingerprint), test
     streamed = _Streamed(train)
     return TrainingSet(streamed, None, len(train.identities), damage, fingerprint), test
+
+
+def is_lfw(paths: Sequence[Path]) -> bool:
+    """Return whether this is one set, which brings LFW's lists.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no set of pictures, or a damaged archive.
+    """
+    if len(paths) != 1 or reader_of(paths[0]) is not IdentityFolder:
+        return False
+    if paths[0].is_dir():  # which may hold millions of files
+        return (paths[0] / "pairs.txt").is_file()
+    return "pairs.txt" in Source(paths[0], lambda _: None)  # damage is the reader's matter
 
 
 def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> TestSet:
@@ -251,12 +265,6 @@ def _decode_bin(path: Path, pictures: Sequence[bytes]) -> Tensor:
             )
         images[index] = picture
     return torch.from_numpy(images).permute(0, 3, 1, 2)
-
-
-def _holds_lfw(path: Path) -> bool:
-    if path.is_dir():  # which may hold millions of files
-        return (path / "pairs.txt").is_file()
-    return "pairs.txt" in Source(path, lambda _: None)  # what is damaged is the reader's matter
 
 
 def _hold_out(everybody: IdentityPictures, seed: int) -> tuple[IdentityPictures, IdentityPictures]:
