@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data import faces
+from data import convert, faces
 from data.faces import (
     TEST_FROM,
     DrawnFaces,
@@ -161,6 +161,16 @@ def test_fingerprints(tmp_path, monkeypatch):
     assert fingerprint() == first
     others = (fingerprint([3] * 60 + [2] * 61), fingerprint([2] * 61 + [3] * 60), fingerprint(3))
     assert len({first, *others, fingerprint(shade=8)}) == 5
+
+
+def test_the_same_people_in_every_format(tmp_path):
+    """Names or numbers: their order decides who is held out, and convert.py keeps it."""
+    source = make(tmp_path / "faces.zip", 130, 2)
+    expected = owners(picture_sets([source], 0)[1].images)
+    assert len(expected) == 60
+    for name in ("folder", "faces.rec", "faces-%06d.tar"):
+        convert.main(convert.Arguments((source, tmp_path / name)))
+        assert owners(picture_sets([tmp_path / name], 0)[1].images) == expected
 
 
 def test_lfws_lists_decide(tmp_path, lfw_like):

@@ -80,7 +80,7 @@ def test_milestones():
         check_milestones(good)
     for bad in ((0.9, 0.7), (0.5, 0.5), (5, 3), (3.0, 5.0), (-0.1,), (math.nan,), (0.5, math.nan)):
         given = " ".join(map(str, bad))
-        message = rf"between 0 and 1, each larger than the one before, such as 0.7 0.9; got {given}$"
+        message = rf"between 0 and 1, each larger than the one before, such as .+; got {given}$"
         with pytest.raises(ValueError, match=message):
             check_milestones(bad)
 
