@@ -140,7 +140,7 @@ def main(options: Options, place: Workplace) -> None:
     net.save_pretrained(place.folder / "network")
     baseline.save_pretrained(place.folder / "baseline")
     metrics = {
-        "protocol": {**test.flags, "trained_on": train.size},
+        "protocol": {**test.flags, "trained_on": train.size, "tested_on": test.size},
         "damaged": train.damage.count,
         "config": plain(options),
         "versions": versions(),

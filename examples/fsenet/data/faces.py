@@ -58,6 +58,13 @@ class TestSet:
     flags: dict[str, Any]
     lfw: LfwProtocol | None = None
 
+    @property
+    def size(self) -> str:
+        """How many pictures of how many people these are, in words."""
+        who = self.pairs.identities
+        people = "" if who is None else f" of {len(np.unique(who))} people"
+        return f"{len(self.names)} pictures{people}"
+
     @cached_property
     def images(self) -> Tensor:
         """The pictures, which are decoded or drawn when somebody first asks for them."""
