@@ -17,6 +17,7 @@ import pytest
 import torch
 from checkpoint import last_but_one, load_checkpoint
 from PIL import Image
+from run_folder import LOCK
 from safetensors.torch import load_file
 from telemetry import CLOCKS
 
@@ -213,7 +214,7 @@ def check_left(folder):
     left = {path.name for path in folder.iterdir()}
     expected = {"options.json", "metrics.json", "history.jsonl", "scores.npz", "faces.npz"}
     assert {*expected, "report.html", "network", "baseline"} <= left
-    assert not [name for name in left if name.startswith(".") or name.endswith(".tmp")]
+    assert not [name for name in left - {LOCK} if name.startswith(".") or name.endswith(".tmp")]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["config"]["steps"] == 12
     assert set(metrics["training"]) == set(STAGES)
@@ -256,9 +257,13 @@ def test_killed_and_resumed(tmp_path):
             process.wait()
     assert kills >= 3, (tmp_path / "killed.txt").read_text()[-3000:]
     before = (tmp_path / "killed" / "joint.pt").stat().st_mtime_ns
-    finish(arguments, tmp_path)
+    resumed = finish(arguments, tmp_path)
     assert (tmp_path / "killed" / "joint.pt").stat().st_mtime_ns == before, "trained again"
     check_left(tmp_path / "killed")
+    same_runs(tmp_path / "whole", tmp_path / "killed")
+    again = "killed is trained: only its evaluation is done again"
+    assert again not in resumed
+    assert again in finish(arguments, tmp_path)
     same_runs(tmp_path / "whole", tmp_path / "killed")
 
     # a stage of another architecture, and a damaged one
