@@ -30,13 +30,15 @@ class Options:
         faces: pictures of people, in one or several of the formats of docs/data.md; by default
             faces are drawn.
         min_images: people of `--faces` with fewer pictures do not train.
-        damaged: pictures of `--faces` that may be, in each process; one more ends the run.
+        damaged: how many pictures of `--faces` may be damaged, in each process; one more ends the
+            run.
         parsing: a folder or zip of `images/` and `labels/` on which the parser is scored too.
         parser: `train` it first, or take the `pretrained` one that partlocal ships.
         parser_options: how the parser is built and trained.
-        identities: drawn people to train on.
+        identities: drawn people to train on; with `--faces` the parser alone trains on them.
         samples: drawn pictures of each.
-        test_identities: drawn people to test on, none of them trained on.
+        test_identities: drawn people to test on, none of them trained on; with `--faces` the parser
+            alone is tested on them.
         test_samples: drawn pictures of each.
         backbone: name of a timm model; `iresnet.py` adds FSENet's to timm's own.
         map_size: side of the feature map whose cells the parts pool.
@@ -46,8 +48,8 @@ class Options:
         accumulate: micro-batches in which each process takes its share of an update, where memory
             is short.
         lr: first learning rate; the paper's is 0.1, for batches of 128.
-        milestones: fractions of the training at which the rate is divided by ten; the paper's
-            are 1/4, 1/2 and 3/4, too early for trainings of minutes.
+        milestones: ascending fractions of the training at which the rate is divided by ten; the
+            paper's are 1/4, 1/2 and 3/4, too early for trainings of minutes.
         warmup: fraction of the training over which the rate rises to `lr`.
         momentum: of SGD.
         weight_decay: of SGD.

@@ -328,8 +328,9 @@ def test_differences_of_nothing_are_not_told(copy):
 def test_options_without_a_part_are_not_shown(copy, faces, parser, left_out):
     numbers = {"identities": 9, "samples": 8, "min_images": 7, "damaged": 6, "lr": 5}
     config = {**numbers, "faces": faces, "parser": parser, "parser_options": {"width": 4}}
-    edit(copy, lambda data: data.update(config=config))
-    text = text_of(write_report(copy).read_text()).partition("Config Setting Value ")[2]
+    edit(copy, lambda data: data.update(config=config, protocol={"identities": 3}))
+    before, _, text = text_of(write_report(copy).read_text()).partition("Config Setting Value ")
+    assert "identities 3" in before
     shown = {name for name in (*numbers, "parser_options.width") if f" {name} " in f" {text}"}
     assert shown == {*numbers, "parser_options.width"} - left_out
 

@@ -77,9 +77,11 @@ def _losses(stage: str, rows: list[dict[str, Any]], lines: Mapping[str, str]) ->
 def details(run: Run) -> str:
     """Everything needed to run it again: how it was started, and what it was made of."""
     blocks = [f"<p><code>{escape(command)}</code></p>" for command in run.commands]
-    unused = _unused(run.table("config"))
-    for name in ("versions", "protocol", "config"):
-        values = {key: value for key, value in run.table(name).items() if key not in unused}
+    config = run.table("config")
+    unused = _unused(config)
+    used = {key: value for key, value in config.items() if key not in unused}
+    tables = {name: run.table(name) for name in ("versions", "protocol")} | {"config": used}
+    for name, values in tables.items():
         rows = [(escape(key), escape(str(value))) for key, value in _flat(values)]
         if rows:
             box = table(named(name), ["Setting", "Value"], rows).replace(
