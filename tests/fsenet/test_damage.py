@@ -193,6 +193,6 @@ def test_tar_cut_short(tmp_path, capsys):
 def test_lists_are_looked_up(tmp_path, monkeypatch):
     """A folder is not listed for them."""
     monkeypatch.setattr(faces, "Source", None)
-    assert not faces._holds_lfw(tmp_path)
+    assert not faces.is_lfw([tmp_path])
     (tmp_path / "pairs.txt").touch()
-    assert faces._holds_lfw(tmp_path)
+    assert faces.is_lfw([tmp_path])
