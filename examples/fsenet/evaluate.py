@@ -24,7 +24,7 @@ from typing import Any
 import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
 import tyro
 from arms import measure
-from data.faces import TEST_FROM, TestSet, draw_faces, drawn_test_set
+from data.faces import TEST_FROM, TestSet, draw_faces, drawn_pairs, drawn_test_set
 from data.pair_sets import in_two_parts, published_test_set
 from describe import describe
 from embeddings import read_embeddings
@@ -52,14 +52,13 @@ def main(arguments: Arguments) -> None:
     if arguments.protocol in OF_SETS:
         give(evaluate_features(arguments), arguments.output)
         return
-    net = None
-    if not holds_embeddings(arguments.checkpoint):
-        net = load_network(arguments.checkpoint)
-    test = load_test_set(arguments)
     made = {}
-    if net is None:
+    if holds_embeddings(arguments.checkpoint):
+        test = load_test_set(arguments, decode=False)
         vectors = {"embeddings": F.normalize(read_embeddings(arguments.checkpoint, test.names))}
     else:
+        net = load_network(arguments.checkpoint)
+        test = load_test_set(arguments)
         place = this_process(arguments.precision)
         described = describe(
             net.to(place.device), test.images, place, test_time=arguments.test_time
@@ -163,8 +162,12 @@ def describe_pictures(
     }
 
 
-def load_test_set(arguments: Arguments) -> TestSet:
+def load_test_set(arguments: Arguments, decode: bool = True) -> TestSet:
     """Draw or read the pictures of the protocol.
+
+    Args:
+        arguments: with the protocol.
+        decode: or draw, and not return the names of the pictures alone.
 
     Raises:
         ValueError: an option is missing, or there are too few people.
@@ -175,6 +178,8 @@ def load_test_set(arguments: Arguments) -> TestSet:
                 "--identities must be at least 20, and --samples at least 2: ten folds need two "
                 f"people each; got {arguments.identities} and {arguments.samples}"
             )
+        if not decode:
+            return drawn_pairs(arguments.identities, arguments.samples, arguments.seed)
         people = range(TEST_FROM, TEST_FROM + arguments.identities)
         faces = draw_faces(arguments.seed, people, arguments.samples)
         return drawn_test_set(faces, arguments.seed)
@@ -184,7 +189,7 @@ def load_test_set(arguments: Arguments) -> TestSet:
             "--all-folds is for LFW with its own lists: other sets always have ten folds"
         )
     folds = range(10) if arguments.all_folds else (8, 9)
-    return published_test_set(path, name, folds)
+    return published_test_set(path, name, folds, decode)
 
 
 if __name__ == "__main__":

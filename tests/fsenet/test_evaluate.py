@@ -34,7 +34,7 @@ def test_set(monkeypatch):
     images = torch.randint(0, 256, (len(NAMES), 3, 112, 112), dtype=torch.uint8, generator=rng)
     pairs = draw_pairs(np.repeat(np.arange(PEOPLE), SAMPLES), 4, 0)
     faces = Faces(images, NAMES, pairs, {"name": "noise"})
-    monkeypatch.setattr(evaluate, "load_test_set", lambda _: faces)
+    monkeypatch.setattr(evaluate, "load_test_set", lambda *_, **__: faces)
     return faces
 
 
@@ -77,7 +77,7 @@ def test_example(tmp_path, test_set, capsys):
 
 def test_paths_are_looked_at_first(tmp_path, monkeypatch):
     """Before pictures are drawn or read for a minute, not after."""
-    monkeypatch.setattr(evaluate, "load_test_set", lambda _: pytest.fail("too late"))
+    monkeypatch.setattr(evaluate, "load_test_set", lambda *_, **__: pytest.fail("too late"))
     path = save(tmp_path / "e.npz", NAMES, by_person())
     arguments = Arguments(path, "procedural", output=tmp_path / "no" / "e.json")
     with pytest.raises(FileNotFoundError, match=r"--output: .*no is no folder: make it first"):
@@ -157,6 +157,47 @@ def test_procedural_protocol():
     assert torch.equal(again.images, test.images)
     other = evaluate.load_test_set(dataclasses.replace(arguments, seed=1))
     assert not torch.equal(other.images, test.images)
+
+
+@pytest.mark.parametrize("kind", ["procedural", "lfw", "calfw", "bin"])
+def test_names_come_before_pictures(tmp_path, monkeypatch, capsys, kind):
+    """Of embeddings none is drawn or decoded: what is wrong with them is said at once."""
+    world, faces = tmp_path / "w", tmp_path / "w"
+    if kind == "procedural":
+        faces, names = None, [f"{1_000_000 + i // 6}/{i % 6}" for i in range(1200)]
+    else:
+        fixtures.main(fixtures.Arguments(kind, world))
+        names = np.load(world / "features.npz")["names"].tolist()
+    if kind == "bin":
+        faces = world / "pairs.bin"
+    for path in world.rglob("*.jpg"):
+        path.write_bytes(b"no picture")
+    monkeypatch.setattr(evaluate, "draw_faces", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr("data.faces.load_rgb", lambda *_: pytest.fail("decoded"))
+    vectors = np.random.default_rng(0).normal(size=(len(names), 3))
+    path = save(tmp_path / "e.npz", names, vectors)
+    capsys.readouterr()
+    evaluate.main(Arguments(path, kind, faces))
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["protocol"]["name"] == kind
+    assert 0.2 < whole["arms"]["embeddings"]["accuracy"] < 0.8
+    save(path, [f"lfw/{name}" for name in names], vectors)
+    with pytest.raises(ValueError, match=r"have no embedding \(names there are such as 'lfw/"):
+        evaluate.main(Arguments(path, kind, faces))
+    vectors[-4] = np.nan
+    with pytest.raises(ValueError, match=r"1 embeddings are not finite: "):
+        evaluate.main(Arguments(save(path, names, vectors), kind, faces))
+
+
+@pytest.mark.parametrize("kind", ["lfw", "calfw"])
+def test_a_damaged_picture_of_a_pair(networks, tmp_path, kind):
+    """Nothing is said of `--damaged`, which these protocols refuse."""
+    fixtures.main(fixtures.Arguments(kind, tmp_path / "w"))
+    for path in (tmp_path / "w").rglob("*.jpg"):
+        path.write_bytes(b"no picture")
+    message = r"jpg is no picture of .*; each picture of the protocol counts, none may be left out$"
+    with pytest.raises(ValueError, match=message):
+        evaluate.main(Arguments(networks / "baseline", kind, tmp_path / "w"))
 
 
 @pytest.mark.parametrize(
@@ -265,8 +306,16 @@ def test_errors(tmp_path):
     assert not boom.exists()
 
     save(path, ["a/1", "b/1"], two)
-    with pytest.raises(ValueError, match=r"pictures of the protocol have no embedding: c/1, d/1"):
-        read_embeddings(path, ("a/1", "c/1", "d/1"))
+    message = r"2 pictures of the protocol have no embedding \(names .* 'a/1'\): c/2, d/1$"
+    with pytest.raises(ValueError, match=message):
+        read_embeddings(path, ("a/1", "c/2", "d/1"))
+    with pytest.raises(
+        ValueError, match=r"have no embedding \(names there are such as 'b/2.npy'\)"
+    ):
+        read_embeddings(save(path, ["a/1", "b/2.npy"], two), ("x/b/2.npy",))
+    with pytest.raises(ValueError, match=r"have no embedding \(there are no names\): a/1$"):
+        read_embeddings(save(path, np.empty(0, str), np.empty((0, 2))), ("a/1",))
+    save(path, ["a/1", "b/1"], two)
     for names, embeddings in ((["a/1"], two), (["a/1", "b/1"], two[0]), (["a/1"], two[None])):
         save(path, names, embeddings)
         with pytest.raises(ValueError, match=r"must hold one embedding a picture, \[n, d\] with n"):

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
-from data.archives import DamagedImage, Source
+from data.archives import DamagedImage
 from data.batches import worker_errors
 from data.damage import Damage
 from data.images import IdentityFolder, IdentityPictures, decode_all, load_rgb, without_suffix
-from data.pictures import enough_images, open_pictures, open_sources, reader_of
+from data.pictures import enough_images, open_pictures, open_sources
 from data.procedural import DRAWERS, ProceduralFaces
 
 TEST_FROM = 1_000_000  # drawn identities from here on are never trained on
@@ -43,14 +43,14 @@ class TestSet:
     """Pictures of people that no training saw, and the pairs to verify.
 
     Args:
-        images: uint8 `m 3 h w`.
+        images: uint8 `m 3 h w`, or None where names are enough, as for embeddings.
         names: of the pictures.
         pairs: of pictures.
         flags: name, options and hashes of the protocol, for metrics.json.
         lfw: LFW's lists, when these are its held-out folds: all pairs of pictures count there.
     """
 
-    images: Tensor
+    images: Tensor | None
     names: tuple[str, ...]
     pairs: Pairs
     flags: dict[str, Any]
@@ -97,13 +97,25 @@ def drawn_sets(train: DrawnFaces, test: DrawnFaces, seed: int) -> tuple[Training
 
 
 def drawn_test_set(faces: DrawnFaces, seed: int) -> TestSet:
-    """Pair drawn people in ten folds of 300 pairs, or fewer where there are not as many."""
+    """Pair drawn people, see `drawn_pairs`."""
     people = int(faces.identities.max()) + 1
     samples = len(faces.identities) // people
-    pairs = draw_pairs(faces.identities.numpy(), 300, seed)
+    return replace(drawn_pairs(people, samples, seed), images=faces.images)
+
+
+def drawn_pairs(people: int, samples: int, seed: int) -> TestSet:
+    """Return ten folds of 300 pairs, or fewer where there are not as many, before any is drawn.
+
+    Args:
+        people: to be drawn.
+        samples: pictures of each.
+        seed: of the pairs.
+    """
+    identities = np.repeat(np.arange(people), samples)
+    pairs = draw_pairs(identities, 300, seed)
     flags = {"name": "procedural", "seed": seed, "identities": people, "samples": samples}
-    names = tuple(f"{TEST_FROM + i // samples}/{i % samples}" for i in range(len(faces.images)))
-    return TestSet(faces.images, names, pairs, {**flags, "folds": 10, "pairs": len(pairs.same)})
+    names = tuple(f"{TEST_FROM + i // samples}/{i % samples}" for i in range(len(identities)))
+    return TestSet(None, names, pairs, {**flags, "folds": 10, "pairs": len(pairs.same)})
 
 
 def picture_sets(
@@ -127,12 +139,13 @@ def picture_sets(
             pictures, or not those of LFW's lists.
     """
     damage = Damage(damaged)
-    if len(paths) == 1 and reader_of(paths[0]) is IdentityFolder and _holds_lfw(*paths):
+    everybody = open_sources(paths, SIZE, damage)
+    if isinstance(everybody, IdentityFolder) and "pairs.txt" in everybody.source:
         protocol = LfwProtocol.read(*paths)
         test = lfw_test_set(*paths, protocol, (8, 9))
-        train = open_pictures(*paths, protocol.train_identities((8, 9)), SIZE, damage)
+        train = everybody.keep(protocol.train_identities((8, 9)))
     else:
-        train, tested = _hold_out(open_sources(paths, SIZE, damage), seed)
+        train, tested = _hold_out(everybody, seed)
         tested, images = decode_all(tested)
         pairs = draw_pairs(tested.labels, 300, seed)
         flags = {"name": "held-out identities", "seed": seed, "folds": 10}
@@ -145,13 +158,22 @@ def picture_sets(
     return TrainingSet(_Streamed(train), None, len(train.identities), damage), test
 
 
-def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> TestSet:
+def lfw_test_set(
+    path: Path, protocol: LfwProtocol, folds: Sequence[int], decode: bool = True
+) -> TestSet:
     """Return the pairs of some of LFW's folds, and all pictures of their people.
 
     The lists name JPEGs; the pictures may be of another format.
+
+    Args:
+        path: where the pictures lie.
+        protocol: LFW's lists.
+        folds: which.
+        decode: the pictures, and not their names alone.
     """
     paths = protocol.test_paths(folds)
-    pictures = open_pictures(path, {name.split("/")[0] for name in paths}, SIZE)
+    people = {name.split("/")[0] for name in paths}
+    pictures = open_pictures(path, people, SIZE, Damage(None))
     row = {without_suffix(name): number for number, name in enumerate(pictures.paths)}
     index = protocol.held_out(folds)
     sides = [[without_suffix(side[i]) for i in index] for side in (protocol.first, protocol.second)]
@@ -170,30 +192,27 @@ def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> Tes
     flags |= {"pairs": len(index), "comparable_with_published": published}
     # all pairs of all of LFW's pictures are too many; of two folds they are 3.6 million
     lists = None if published else protocol
-    return TestSet(decode_all(pictures)[1], pictures.paths, pairs, flags, lists)
+    images = decode_all(pictures)[1] if decode else None
+    return TestSet(images, pictures.paths, pairs, flags, lists)
 
 
-def bin_test_set(path: Path) -> TestSet:
+def bin_test_set(path: Path, decode: bool = True) -> TestSet:
     """Return the pairs of a `.bin`; its pictures are faces of 112 x 112.
+
+    Args:
+        path: of it.
+        decode: the pictures, and not their numbers alone.
 
     Raises:
         DamagedImage: one cannot be decoded.
         ValueError: see `read_bin`, or a picture is of another size.
     """
     found = read_bin(path)
-    images = np.empty((len(found.pictures), SIZE, SIZE, 3), dtype=np.uint8)
-    for index, data in enumerate(tqdm(found.pictures, desc="decoding", unit="picture")):
-        picture = load_rgb(data, f"{path}: picture {index}")
-        if picture.shape != images.shape[1:]:
-            raise ValueError(
-                f"{path}: picture {index} is {picture.shape[1]}x{picture.shape[0]}, not "
-                f"{SIZE}x{SIZE}: align the faces first (docs/how-to/alignment.md)"
-            )
-        images[index] = picture
     flags = {"name": "bin", "file": path.name, "sha256": found.sha256, "folds": 10}
     flags |= {"pairs": len(found.same)}
-    names = tuple(map(str, range(len(images))))
-    return TestSet(torch.from_numpy(images).permute(0, 3, 1, 2), names, found.pairs(), flags)
+    names = tuple(map(str, range(len(found.pictures))))
+    images = _decode_bin(path, found.pictures) if decode else None
+    return TestSet(images, names, found.pairs(), flags)
 
 
 def in_memory(images: Tensor, identities: Tensor) -> TrainingSet:
@@ -223,10 +242,17 @@ class _Streamed(Dataset[tuple[Tensor, ...]]):
         raise ValueError(f"{self.folder.path} holds no picture that can be decoded")
 
 
-def _holds_lfw(path: Path) -> bool:
-    if path.is_dir():  # which may hold millions of files
-        return (path / "pairs.txt").is_file()
-    return "pairs.txt" in Source(path, lambda _: None)  # what is damaged is the reader's matter
+def _decode_bin(path: Path, pictures: Sequence[bytes]) -> Tensor:
+    images = np.empty((len(pictures), SIZE, SIZE, 3), dtype=np.uint8)
+    for index, data in enumerate(tqdm(pictures, desc="decoding", unit="picture")):
+        picture = load_rgb(data, f"{path}: picture {index}")
+        if picture.shape != images.shape[1:]:
+            raise ValueError(
+                f"{path}: picture {index} is {picture.shape[1]}x{picture.shape[0]}, not "
+                f"{SIZE}x{SIZE}: align the faces first (docs/how-to/alignment.md)"
+            )
+        images[index] = picture
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def _hold_out(everybody: IdentityPictures, seed: int) -> tuple[IdentityPictures, IdentityPictures]:

@@ -1,6 +1,7 @@
 """The pictures of the published sets of pairs, from a folder or archive, or from a `.bin`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ from protocols.lfw import LfwProtocol
 from protocols.lists import ListFiles, listing
 from protocols.pair_lists import PairList, read_pairs
 
+from data.damage import Damage
 from data.faces import SIZE, TestSet, bin_test_set, lfw_test_set
 from data.images import decode_all, without_suffix
 from data.loose import LoosePictures
@@ -26,13 +28,16 @@ SOURCES = {
 }
 
 
-def published_test_set(path: Path, name: Published, lfw_folds: Sequence[int]) -> TestSet:
+def published_test_set(
+    path: Path, name: Published, lfw_folds: Sequence[int], decode: bool = True
+) -> TestSet:
     """Return the pairs of a published set and the pictures that they need.
 
     Args:
         path: what `SOURCES` says; pictures are faces on the template, and square.
         name: of the set.
         lfw_folds: of LFW with its own lists.
+        decode: the pictures, and not their names alone.
 
     Raises:
         FileNotFoundError: a list is not there.
@@ -42,16 +47,17 @@ def published_test_set(path: Path, name: Published, lfw_folds: Sequence[int]) ->
     if path.suffix.lower() == ".bin" or name == "bin":
         if path.is_dir():
             raise ValueError(f"--protocol {name} needs --faces: {SOURCES[name]}")
-        found = bin_test_set(path)
-        return TestSet(found.images, found.names, found.pairs, {**found.flags, "name": name})
+        found = bin_test_set(path, decode)
+        return replace(found, flags={**found.flags, "name": name})
     if name == "lfw" and in_two_parts(path):
-        return lfw_test_set(path, LfwProtocol.read(path), lfw_folds)
+        return lfw_test_set(path, LfwProtocol.read(path), lfw_folds, decode)
     listed = read_pairs(path, name)
-    pictures = LoosePictures(path, size=SIZE)
+    pictures = LoosePictures(path, size=SIZE, damage=Damage(None))
     chosen = pictures.take(_find(path, pictures.paths, listed, name))
     flags = {"name": name, "folds": 10, "pairs": len(listed.pairs.same)}
     flags |= {"list_sha256": listed.hashes}
-    return TestSet(decode_all(chosen)[1], chosen.paths, listed.pairs, flags)
+    images = decode_all(chosen)[1] if decode else None
+    return TestSet(images, chosen.paths, listed.pairs, flags)
 
 
 def in_two_parts(path: Path) -> bool:
