@@ -29,6 +29,7 @@ from workplace import Workplace, this_process
 
 from partlocal import ParsingNet
 from partlocal.evaluation.parsing import ParsingScore
+from partlocal.parsing import PRETRAINED
 
 CHUNK = 64  # pictures at a time
 
@@ -48,6 +49,22 @@ class Arguments:
     score: tuple[str, ...] = ()
     damaged: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+def open_parser(path: Path | None) -> ParsingNet:
+    """Load the parser of a file, or the shipped one.
+
+    Raises:
+        FileNotFoundError, ValueError: it is no such file, or see `ParsingNet.load_compact`.
+    """
+    if path is None:
+        return ParsingNet.pretrained()
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise ValueError(
+            f"{path} is no parser: pass the {PRETRAINED.name} that train_parser.py wrote, with its "
+            ".json beside it, or no file for the parser that ships"
+        )
+    return ParsingNet.load_compact(path)
 
 
 def open_sets(choices: Sequence[str]) -> dict[str, ParsingSet]:
@@ -133,9 +150,7 @@ def main(arguments: Arguments) -> None:
     sets = open_sets(arguments.score)
     if not sets:
         raise ValueError("--score names no set: expected PATH:KIND:SPLITS")
-    parser = ParsingNet.pretrained()
-    if arguments.parser is not None:
-        parser = ParsingNet.load_compact(arguments.parser)
+    parser = open_parser(arguments.parser)
     place = this_process(arguments.precision)
     parser.freeze().to(place.device)
     scores = {

@@ -111,6 +111,19 @@ def test_main(tmp_path, capsys):
     assert found["groups"]["inner"] > 0.6
 
 
+def test_a_parser_is_one_file(tmp_path):
+    """Neither the network of a run nor a checkpoint; what is not there is said to be missing."""
+    (tmp_path / "network").mkdir()
+    (tmp_path / "parser.pt").touch()
+    for name in ("network", "parser.pt"):
+        message = rf"{name} is no parser: pass the parsing_net\.safetensors that train_parser"
+        with pytest.raises(ValueError, match=message):
+            score_parser.open_parser(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"x\.safetensors is missing: ParsingNet\.save_com"):
+        score_parser.open_parser(tmp_path / "x.safetensors")
+    assert score_parser.open_parser(None).labels == HELEN
+
+
 def test_sets_have_names_of_their_own(tmp_path):
     """Results are called by them: of two sets of one name one would be lost."""
     image = np.zeros((8, 8), np.uint8)

@@ -66,10 +66,19 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Write the lists and `features.npz`."""
     check_numbers(arguments)
-    arguments.folder.mkdir(parents=True)
+    _make(arguments.folder)
     names, features = WRITERS[arguments.protocol](arguments.folder, arguments.seed)
     np.savez(arguments.folder / "features.npz", names=np.array(names), embeddings=features)
     print(f"{arguments.folder}: lists of {arguments.protocol}, and {len(names)} embeddings")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise FileExistsError(f"{folder} exists: name another folder, or remove it") from None
+    except OSError as error:
+        raise OSError(f"{folder} cannot be made ({error.strerror}): name another folder") from None
 
 
 def write_megaface(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from partlocal.evaluation import Highest, Nearest, score_blocks, tar_above_impostors
 from partlocal.evaluation.search import Vectors
 from protocols.directions import check_directions
-from protocols.lists import ListFiles
+from protocols.lists import ListFiles, listing
 from protocols.rates import IMPOSTOR_MODES, named
 
 Cleaning = Literal["none", "leave_out", "insightface", "facex"]
@@ -107,7 +107,7 @@ class MegafaceProtocol:
         """
         lists = _Lists(path)
         probes, who = lists.paths("facescrub_features_list.json")
-        distractors, _ = lists.paths(f"megaface_features_list.json_{size}_{number}")
+        distractors, _ = lists.paths(lists.of_distractors(size, number))
         people = np.unique(who or [name.split("/")[0] for name in probes], return_inverse=True)[1]
         if len(distractors) != size:
             raise ValueError(f"{path}: the list of {size} distractors holds {len(distractors)}")
@@ -142,13 +142,16 @@ class MegafaceProtocol:
                 "its other lists"
             )
         if cleaning == "leave_out":
-            left = np.bincount(self.people[~self.wrong_probes()], minlength=1).max()
-            if left < 2 or self.wrong_distractors().all():
-                what = "distractor" if left > 1 else "person with two pictures"
-                raise ValueError(
-                    f"--megaface.cleaning {cleaning}: the lists of noises in {path} leave no "
-                    f"{what}: use another cleaning"
-                )
+            self._check_what_is_left(f" in {path}")
+
+    def _check_what_is_left(self, place: str = "") -> None:
+        left = np.bincount(self.people[~self.wrong_probes()], minlength=1).max()
+        if left < 2 or self.wrong_distractors().all():
+            what = "distractor" if left > 1 else "person with two pictures"
+            raise ValueError(
+                f"--megaface.cleaning leave_out: the lists of noises{place} leave no {what}: use "
+                "another cleaning"
+            )
 
     def wrong_probes(self) -> Bool[np.ndarray, " n"]:
         """Tell which pictures of FaceScrub are wrong."""
@@ -192,7 +195,8 @@ class MegafaceProtocol:
             seed: of insightface's random moves.
 
         Raises:
-            ValueError: numbers of rows and names differ, or a vector is zero or not finite.
+            ValueError: numbers of rows and names differ, a vector is zero or not finite, or
+                cleaning leaves nothing to compare.
         """
         if len(probes) != len(self.probes) or len(distractors) != len(self.distractors):
             raise ValueError(
@@ -205,6 +209,7 @@ class MegafaceProtocol:
         wrong, bad = self.wrong_probes(), self.wrong_distractors()
         people = self.people
         if cleaning == "leave_out":
+            self._check_what_is_left()
             vectors, people = vectors[~wrong], people[~wrong]
         elif cleaning != "none":
             jitter = 0.001 if cleaning == "insightface" else 0.0
@@ -261,6 +266,18 @@ class Shown:
 
 
 class _Lists(ListFiles):
+    def of_distractors(self, size: int, number: int) -> str:
+        begin = "megaface_features_list.json_"
+        file = f"{begin}{size}_{number}"
+        names = (place.rpartition("/")[2] for place in self.source.names)
+        there = sorted({name for name in names if name.startswith(begin)})
+        if there and file not in there:
+            raise FileNotFoundError(
+                f"{self.source.path} holds no {file}: name with --megaface.distractors and "
+                f"--megaface.distractor-set a list that it holds: {listing(there)}"
+            )
+        return file
+
     def paths(self, file: str) -> tuple[tuple[str, ...], list[Any]]:
         try:
             content = json.loads(self.read(file))
