@@ -174,6 +174,9 @@ def test_cleaning_leaves_something(tmp_path):
         with pytest.raises(ValueError, match=message):
             MegafaceProtocol(*lists, *noisy, {}).evaluate(np.ones((4, 3)), np.ones((2, 3)),
                                                           "leave_out")  # fmt: skip
+    empty = MegafaceProtocol(*lists, frozenset(), frozenset("xy"), {})
+    with pytest.raises(ValueError, match="cleaning insightface: the lists of .* leave no distract"):
+        empty.evaluate(np.ones((4, 3)), np.ones((2, 3)), "insightface")
     MegafaceProtocol(*lists, frozenset("1"), frozenset("x"), {}).check_cleaning("", "none")
 
 

@@ -141,15 +141,18 @@ class MegafaceProtocol:
                 f"--megaface.cleaning {cleaning}: the lists of noises in {path} name no picture of "
                 "its other lists"
             )
-        if cleaning == "leave_out":
-            self._check_what_is_left(f" in {path}")
+        self._check_what_is_left(cleaning, f" in {path}")
 
-    def _check_what_is_left(self, place: str = "") -> None:
-        left = np.bincount(self.people[~self.wrong_probes()], minlength=1).max()
-        if left < 2 or self.wrong_distractors().all():
-            what = "distractor" if left > 1 else "person with two pictures"
+    def _check_what_is_left(self, cleaning: Cleaning, place: str = "") -> None:
+        pictures = np.bincount(self.people[~self.wrong_probes()], minlength=1).max()
+        what = ""
+        if cleaning in ("leave_out", "insightface") and self.wrong_distractors().all():
+            what = "distractor"
+        if cleaning == "leave_out" and pictures < 2:
+            what = "person with two pictures"
+        if what:
             raise ValueError(
-                f"--megaface.cleaning leave_out: the lists of noises{place} leave no {what}: use "
+                f"--megaface.cleaning {cleaning}: the lists of noises{place} leave no {what}: use "
                 "another cleaning"
             )
 
@@ -206,10 +209,10 @@ class MegafaceProtocol:
         vectors = _unit(
             np.asarray(probes[:], dtype=np.float32), "probes", np.arange(len(self.probes))
         )
+        self._check_what_is_left(cleaning)
         wrong, bad = self.wrong_probes(), self.wrong_distractors()
         people = self.people
         if cleaning == "leave_out":
-            self._check_what_is_left()
             vectors, people = vectors[~wrong], people[~wrong]
         elif cleaning != "none":
             jitter = 0.001 if cleaning == "insightface" else 0.0
