@@ -24,6 +24,11 @@ from jaxtyping import Float, Int
 from machine import write_json
 from stored import Stored
 
+_HASHED = {  # options whose values say nothing to people
+    "names_sha256": "other pictures, by their names",
+    "network_sha256": "another network",
+    "points_sha256": "other points of the faces",
+}
 _PATIENCE = 600.0  # seconds that others wait until the first process has laid the folder out
 
 
@@ -54,9 +59,10 @@ class FeatureFolder:
         begun = _read_options(path)
         for key in sorted({*options, *begun}):
             if begun.get(key) != options.get(key):
+                what = f"{key} {begun.get(key)}, and this is {options.get(key)}"
                 raise ValueError(
-                    f"{path} was begun with {key} {begun.get(key)}, and this is "
-                    f"{options.get(key)}: name another folder, or go on with what it was begun with"
+                    f"{path} was begun with {_HASHED.get(key, what)}: name another folder, or go "
+                    "on with what it was begun with"
                 )
         self._rows = _Writable(path / "embeddings.npy")
         self._done = _Writable(path / "done.npy")
@@ -71,6 +77,10 @@ class FeatureFolder:
         todo = np.flatnonzero(self._done.stored[:][:, 0] != 1)
         return todo[todo % world == rank]
 
+    def share(self, rank: int = 0, world: int = 1) -> range:
+        """Return the numbers of all batches that are this process's, done or not."""
+        return range(rank, len(self._done.stored), world)
+
     def undone(self) -> int:
         """Return how many batches of all processes have not been written yet."""
         return np.count_nonzero(self._done.stored[:][:, 0] == 0)
@@ -78,6 +88,10 @@ class FeatureFolder:
     def rows(self, batch: int) -> range:
         """Return which pictures a batch holds."""
         return range(batch * self.batch, min((batch + 1) * self.batch, self.count))
+
+    def pictures(self, batches: Iterable[int]) -> int:
+        """Return how many pictures some batches hold."""
+        return sum(len(self.rows(batch)) for batch in batches)
 
     def write(
         self, batch: int, vectors: Float[np.ndarray, "b d"], damaged: Iterable[int] = ()

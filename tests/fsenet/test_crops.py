@@ -77,7 +77,7 @@ def test_evaluate(world, tmp_path, capsys, kept):
     found = json.loads(capsys.readouterr().out)
     assert found["test_time"] == "original and mirrored concatenated, then L2"
     assert found["alignment"].startswith("five points to 112x112")
-    numbers = found["arms"]["whole descriptor"]
+    numbers = found["arms"]["global half"]
     crops = LooseCrops(world, size=112)
     pictures = torch.stack([crops[row][0] for row in range(len(crops))])
     described = describe(load_network(world / "baseline"), pictures, this_process("fp32"))

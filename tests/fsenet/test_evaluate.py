@@ -57,11 +57,17 @@ def test_example(tmp_path, test_set, capsys):
     vectors = np.concatenate([by_person(4), np.ones((3, PEOPLE))])[order]
     path = save(tmp_path / "e.npz", names, vectors * 7)
     evaluate.main(Arguments(path, "procedural"))
-    found = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
     assert found["protocol"] == {"name": "noise", "similarity": "cosine"}
     assert "precision" not in found  # of embeddings that were computed elsewhere
     arm = found["arms"]["embeddings"]
     assert arm["rank_1"] == pytest.approx(16 / 20)
+    title, *lines = printed.err.splitlines()  # for people
+    assert title.split() == ["noise,", "%", "embeddings"]
+    rates = f"{100 * arm['accuracy']:.2f} ± {100 * arm['standard_error']:.2f}"
+    assert lines[0].split() == ["accuracy", *rates.split()]
+    assert lines[2].split() == ["rank", "1", "80.00"]
     same = test_set.pairs.same
     cosines = by_person(4)[test_set.pairs.first] * by_person(4)[test_set.pairs.second]
     s = cosines.sum(1)
@@ -71,7 +77,9 @@ def test_example(tmp_path, test_set, capsys):
     output = tmp_path / "found.json"
     save(path, NAMES, by_person().astype(np.float16))
     evaluate.main(Arguments(path, "procedural", output=output))
-    assert capsys.readouterr().out == ""
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "accuracy                 100.00 ±  0.00\n" in printed.err
     assert json.loads(output.read_text())["arms"]["embeddings"]["accuracy"] == 1
 
 

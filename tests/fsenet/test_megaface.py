@@ -175,7 +175,7 @@ def test_cleaning_leaves_something(tmp_path):
             MegafaceProtocol(*lists, *noisy, {}).evaluate(np.ones((4, 3)), np.ones((2, 3)),
                                                           "leave_out")  # fmt: skip
     empty = MegafaceProtocol(*lists, frozenset(), frozenset("xy"), {})
-    with pytest.raises(ValueError, match="cleaning insightface: the lists of .* leave no distract"):
+    with pytest.raises(ValueError, match=r"insightface: the lists of .* leave no distractor"):
         empty.evaluate(np.ones((4, 3)), np.ones((2, 3)), "insightface")
     MegafaceProtocol(*lists, frozenset("1"), frozenset("x"), {}).check_cleaning("", "none")
 
