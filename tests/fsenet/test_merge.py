@@ -212,3 +212,9 @@ def test_a_list_that_does_not_end(tmp_path, monkeypatch):
     (tmp_path / "large.tsv").write_text("a\tb\n")
     with pytest.raises(ValueError, match=r"large.tsv is refused: 4 bytes are more than 3$"):
         read_identity_list(tmp_path / "large.tsv")
+    with pytest.raises(FileNotFoundError, match=r"^[^[]*no\.tsv does not exist: pass the list"):
+        read_identity_list(tmp_path / "no.tsv")
+    with pytest.raises(OSError, match=r"^[^[]*x cannot be read \(.*\)$"):
+        read_identity_list(tmp_path / "large.tsv/x")
+    with pytest.raises(ValueError, match=r"is no regular file: pass the list or set itself$"):
+        read_identity_list(tmp_path)

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
-from data.archives import DamagedImage, Source
+from data.archives import DamagedImage
 from data.batches import worker_errors
 from data.damage import Damage
 from data.decode import load_rgb
 from data.images import IdentityFolder, IdentityPictures, decode_all, without_suffix
-from data.pictures import enough_images, open_pictures, open_sources, reader_of
+from data.pictures import enough_images, open_pictures, open_sources
 from data.procedural import DRAWERS, ProceduralFaces
 
 TEST_FROM = 1_000_000  # drawn identities from here on are never trained on
@@ -144,12 +144,13 @@ def picture_sets(
             pictures, or not those of LFW's lists.
     """
     damage = Damage(damaged)
-    if len(paths) == 1 and reader_of(paths[0]) is IdentityFolder and _holds_lfw(*paths):
+    everybody = open_sources(paths, SIZE, damage)
+    if isinstance(everybody, IdentityFolder) and "pairs.txt" in everybody.source:
         protocol = LfwProtocol.read(*paths)
         test = lfw_test_set(*paths, protocol, (8, 9))
-        train = open_pictures(*paths, protocol.train_identities((8, 9)), SIZE, damage)
+        train = everybody.keep(protocol.train_identities((8, 9)))
     else:
-        train, tested = _hold_out(open_sources(paths, SIZE, damage), seed)
+        train, tested = _hold_out(everybody, seed)
         tested, decoded = decode_all(tested)
         pairs = draw_pairs(tested.labels, 300, seed)
         flags = {"name": "held-out identities", "seed": seed, "folds": 10}
@@ -171,7 +172,8 @@ def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> Tes
     The lists name JPEGs; the pictures may be of another format.
     """
     paths = protocol.test_paths(folds)
-    pictures = open_pictures(path, {name.split("/")[0] for name in paths}, SIZE)
+    people = {name.split("/")[0] for name in paths}
+    pictures = open_pictures(path, people, SIZE, Damage(None))
     row = {without_suffix(name): number for number, name in enumerate(pictures.paths)}
     index = protocol.held_out(folds)
     sides = [[without_suffix(side[i]) for i in index] for side in (protocol.first, protocol.second)]
@@ -251,12 +253,6 @@ def _decode_bin(path: Path, pictures: Sequence[bytes]) -> Tensor:
             )
         images[index] = picture
     return torch.from_numpy(images).permute(0, 3, 1, 2)
-
-
-def _holds_lfw(path: Path) -> bool:
-    if path.is_dir():  # which may hold millions of files
-        return (path / "pairs.txt").is_file()
-    return "pairs.txt" in Source(path, lambda _: None)  # what is damaged is the reader's matter
 
 
 def _hold_out(everybody: IdentityPictures, seed: int) -> tuple[IdentityPictures, IdentityPictures]:

@@ -142,8 +142,20 @@ class MegafaceProtocol:
                 f"--megaface.cleaning {cleaning}: the lists of noises in {path} name no picture of "
                 "its other lists"
             )
-        if cleaning == "leave_out":
-            self._check_left()
+        self._check_what_is_left(cleaning, f" in {path}")
+
+    def _check_what_is_left(self, cleaning: Cleaning, place: str = "") -> None:
+        pictures = np.bincount(self.people[~self.wrong_probes()], minlength=1).max()
+        what = ""
+        if cleaning in ("leave_out", "insightface") and self.wrong_distractors().all():
+            what = "distractor"
+        if cleaning == "leave_out" and pictures < 2:
+            what = "person with two pictures"
+        if what:
+            raise ValueError(
+                f"--megaface.cleaning {cleaning}: the lists of noises{place} leave no {what}: use "
+                "another cleaning"
+            )
 
     def wrong_probes(self) -> Bool[np.ndarray, " n"]:
         """Tell which pictures of FaceScrub are wrong."""
@@ -196,10 +208,10 @@ class MegafaceProtocol:
         vectors = _unit(
             np.asarray(probes[:], dtype=np.float32), "probes", np.arange(len(self.probes))
         )
+        self._check_what_is_left(cleaning)
         wrong, bad = self.wrong_probes(), self.wrong_distractors()
         people = self.people
         if cleaning == "leave_out":
-            self._check_left()
             vectors, people = vectors[~wrong], people[~wrong]
         elif cleaning != "none":
             jitter = 0.001 if cleaning == "insightface" else 0.0
@@ -234,16 +246,6 @@ class MegafaceProtocol:
         curve = [list(range(kept)), cmc["parity"].tolist()]
         return found, Curves(curve, _roc(genuine, top, impostors))
 
-    def _check_left(self) -> None:
-        """Refuse to leave out what is wrong where nobody to look for, or no distractor, is left."""
-        left = np.bincount(self.people[~self.wrong_probes()], minlength=1).max()
-        if left < 2 or self.wrong_distractors().all():
-            what = "distractor" if left > 1 else "person with two pictures"
-            raise ValueError(
-                f"--megaface.cleaning leave_out: the lists of noises leave no {what}: use another "
-                "cleaning"
-            )
-
 
 class Shown:
     """Unit vectors of the distractors that take part, made a block at a time.
@@ -266,6 +268,17 @@ class Shown:
 
 
 class _Lists(ListFiles):
+    def of_distractors(self, size: int, number: int) -> str:
+        file = f"{DISTRACTORS}{size}_{number}"
+        names = (place.rpartition("/")[2] for place in self.source.names)
+        there = sorted({name for name in names if name.startswith(DISTRACTORS)})
+        if there and file not in there:
+            raise FileNotFoundError(
+                f"{self.source.path} holds no {file}: name with --megaface.distractors and "
+                f"--megaface.distractor-set a list that it holds: {listing(there)}"
+            )
+        return file
+
     def paths(self, file: str) -> tuple[tuple[str, ...], list[Any]]:
         try:
             content = json.loads(self.read(file))
@@ -284,17 +297,6 @@ class _Lists(ListFiles):
         if len(set(paths)) < len(paths):
             raise ValueError(f"{self.source.path}: {file} names a picture twice")
         return tuple(paths), who
-
-    def of_distractors(self, size: int, number: int) -> str:
-        file = f"{DISTRACTORS}{size}_{number}"
-        if file not in self:
-            names = {name.rpartition("/")[2] for name in self.source.names}
-            there = sorted(name for name in names if name.startswith(DISTRACTORS))
-            raise FileNotFoundError(
-                f"{self.source.path} holds no {file}, but {listing(there) or 'no other either'}: "
-                "--megaface.distractors and --megaface.distractor-set choose one that is there"
-            )
-        return file
 
     def noises(self, file: str) -> frozenset[str]:
         if file not in self:
