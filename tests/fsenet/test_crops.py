@@ -130,7 +130,7 @@ def test_other_points(world, tmp_path):
         extract.extract(world / "baseline", crops, tmp_path / "f", how)
     path = tmp_path / "w/meta/ijbc_name_5pts_score.txt"
     path.write_text(path.read_text().replace(" 1", " 2", 1))
-    with pytest.raises(ValueError, match=r"was begun with points_sha256 .*: name another folder"):
+    with pytest.raises(ValueError, match=r"was begun with other points of the faces: name"):
         extract.extract(world / "baseline", open_to_describe(tmp_path / "w"), tmp_path / "f", how)
 
 
