@@ -118,6 +118,7 @@ def test_numbers_mean_nothing_elsewhere(tmp_path):
         (tmp_path / name).mkdir()
         pictures = [(f"P{i}/x.png", picture(50 * ord(name) + i)) for i in range(3)]
         write_identities(tmp_path / name / "train.rec", pictures)
+        (tmp_path / name / "train.lst").unlink()
     c = folder(tmp_path / "c", {"Ann": 1, "7": 2}, 900)
     sources = [tmp_path / "a", c, tmp_path / "b"]
     merged = open_sources(sources)
