@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT / "examples/fsenet"), str(ROOT / "benchmarks")]
 
 import iresnet  # noqa: F401  (registers the recipe's backbones with timm)
 import tyro
-from ablation.evidence import draw_rows, print_table
+from ablation.evidence import count_seeds, draw_rows, print_table
 from ablation.study import Study
 from ablation.tables import TABLES
 from checkpoint import whole_file
@@ -91,7 +91,7 @@ def draw(tables: list[dict[str, Any]]) -> plt.Figure:
         draw_rows(axes, table["rows"])
         names = {"procedural": "drawn faces", "lfw": "LFW, its own folds"}
         kind = "" if table["evidence"] else ": runs, not evidence"
-        axes.set_title(f"{names[table['data']]}, {table['seeds']} seeds{kind}", fontsize=10)
+        axes.set_title(f"{names[table['data']]}, {count_seeds(table)}{kind}", fontsize=10)
     return figure
 
 

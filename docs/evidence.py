@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples/fsenet"))
 
-from ablation.evidence import claim_text, in_paper, percent
+from ablation.evidence import claim_text, count_seeds, in_paper, percent
 from ablation.paper import conflicts, read_paper
 
 DOCS = Path(__file__).parent
@@ -88,8 +88,7 @@ def times(table: dict[str, Any]) -> list[str]:
 def _circumstances(table: dict[str, Any]) -> str:
     if "times" in table:
         return f"`{table['backbone']}`, {table['threads']} threads"
-    seeds = f"{table['seeds']} seed" + "s" * (table["seeds"] > 1)
-    return f"{seeds}, {table['steps']} steps"
+    return f"{count_seeds(table)}, {table['steps']} steps"
 
 
 def main() -> None:

@@ -1,11 +1,15 @@
 """How a script ends when something is wrong that its user can mend: with one line."""
 
+import json
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
 
+from checkpoint import whole_file
 from torch import distributed
 
 
@@ -13,23 +17,37 @@ from torch import distributed
 def one_line_errors() -> Iterator[None]:
     """End the process with one line for what the user can mend.
 
-    Until the processes of `torchrun` have joined, those of one machine all find the same wrong, and
-    the first of them says it.
+    Under `torchrun` the line ends its report, which comes last, beside the rank of the process that
+    ended with it, and of the processes of a machine the first alone prints it, too: what all of
+    them find wrong is not said by each.
     """
     try:
         yield
     except (OSError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) and not distributed.is_initialized():
-            time.sleep(1)  # torchrun ends all processes when the first has ended
-            sys.exit(1)
-        sys.exit(f"error: {_said(error)}")
+        _end(f"error: {_said(error)}")
     except RuntimeError as error:
         if not _another_is_gone(error):
             raise
-        sys.exit(
+        print(
             "error: another process of this run has ended, see what it said: start all of them "
-            "again with --resume"
+            "again with --resume",
+            file=sys.stderr,
+            flush=True,
         )
+        time.sleep(1)  # or torchrun's report could take this for what came first
+        sys.exit(1)
+
+
+def _end(message: str) -> NoReturn:
+    """End the process with a message, which torchrun finds in the file that it names."""
+    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not report:
+        sys.exit(message)
+    told = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+    with suppress(OSError), whole_file(Path(report)) as file:
+        file.write(json.dumps({"message": told}).encode())
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    sys.exit(message if first or not Path(report).exists() else 1)
 
 
 def _said(error: Exception) -> str:

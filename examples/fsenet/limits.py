@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from typing import Any
 
 MANY = 10**9
@@ -74,6 +75,19 @@ def check_numbers(options: Any, group: str = "") -> None:
                 raise ValueError(
                     f"--{name.replace('_', '-')} must be between {low} and {high}; got {number}"
                 )
+
+
+def check_milestones(milestones: tuple[float, ...]) -> None:
+    """Refuse milestones that are no fractions of the training, or do not ascend.
+
+    >>> check_milestones((0.7, 0.9))
+    """
+    ascend = all(a < b for a, b in pairwise(milestones))
+    if not ascend or not all(0 <= milestone <= 1 for milestone in milestones):
+        raise ValueError(
+            "--milestones must be fractions of the training between 0 and 1, each larger than the "
+            f"one before, such as 0.7 0.9; got {' '.join(map(str, milestones))}"
+        )
 
 
 def check_batch(option: str, size: int, pictures: int | None = None, accumulate: int = 1) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from checkpoint import whole_file
 from machine import to_json, write_json
+from reporting.words import NO_BETTER, learned
 from telemetry import Fitted
 
 
@@ -67,6 +68,9 @@ def print_results(metrics: dict[str, Any]) -> None:
     for name, arm in metrics["arms"].items():
         accuracy = _percent(arm["accuracy"], arm["standard_error"])
         print(f"{name:<34} {accuracy:>17} {arm['auc']:7.4f} {100 * arm['rank_1']:6.1f} %")
+    if not learned(metrics["arms"]):
+        print(f"{NO_BETTER}: its differences say nothing")
+        metrics = {**metrics, "paired_tests": []}
     for test in metrics["paired_tests"]:
         difference = _percent(test["difference"], test["standard_error"], "+")
         print(f"{test['a']} - {test['b']}: {difference}, p = {test['p_value']:.2g}")

@@ -29,6 +29,7 @@ from data.faces import (
     TrainingSet,
     draw_faces,
     drawn_sets,
+    is_lfw,
     picture_sets,
 )
 from data.pair_sets import IN_TWO_PARTS
@@ -39,7 +40,7 @@ from describe import describe
 from energy import energy_shares
 from errors import one_line_errors
 from fit import Batch, fit
-from limits import check_batch, check_numbers
+from limits import check_batch, check_milestones, check_numbers
 from machine import peak_memory_gb, versions
 from maps import cached_maps, mean_maps
 from model import GlobalNet, TrainedFSENet, TrainedGlobalNet, compiled
@@ -139,7 +140,7 @@ def main(options: Options, place: Workplace) -> None:
     net.save_pretrained(place.folder / "network")
     baseline.save_pretrained(place.folder / "baseline")
     metrics = {
-        "protocol": {**test.flags, "trained_on": train.size},
+        "protocol": {**test.flags, "trained_on": train.size, "tested_on": test.size},
         "damaged": train.damage.count,
         "config": plain(options),
         "versions": versions(),
@@ -164,10 +165,16 @@ def check(options: Options) -> None:
         raise ValueError(f"--profile {options.profile} needs --faces: {FACES[options.profile]}")
     for path in options.faces:
         reader_of(path)
+    if options.profile == "lfw" and not is_lfw(options.faces):
+        raise ValueError(
+            f"--profile lfw needs --faces: {IN_TWO_PARTS} (pairs.txt), alone; got "
+            f"{' '.join(map(str, options.faces))}: leave --profile out to train on other people"
+        )
     if options.parsing is not None:
         open_parsing_set(f"{options.parsing}:{PARSING_SPLIT}")
     if not timm.is_model(options.backbone):
         raise ValueError(f"--backbone: timm knows no {options.backbone!r}; see docs/backbones.md")
+    check_milestones(options.milestones)
     check_numbers(options)
     drawn = options.identities * options.samples
     pictures = None if options.faces else drawn

@@ -18,7 +18,7 @@ import scipy.stats
 import torch
 import train_parser
 from ablation.arms import FSENET, Arm
-from ablation.evidence import in_paper, print_table, print_times, write_evidence
+from ablation.evidence import claim_text, in_paper, print_table, print_times, write_evidence
 from ablation.guides import gaussians, landmarks_of, parser_of
 from ablation.networks import AnnealedSphereFace, PlainSoftmax, build_network, supervise
 from ablation.paper import read_paper
@@ -30,6 +30,7 @@ from ablation.verdict import compare, judge, spread, student_t
 from ablation.world import World, lfw_world
 from data.faces import TestSet as Faces
 from data.faces import draw_faces
+from matplotlib import pyplot as plt
 from options import PROFILES
 from torch.nn import functional as F
 from workplace import Workplace
@@ -465,16 +466,41 @@ def test_a_table_is_printed_and_written(studied, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "accuracy 99.67, MegaFace(C) Id. 97.53" in printed
     assert "of the paper's 1 directions" in printed
-    print_table({**found, "seeds": 1})
-    alone = capsys.readouterr().out
-    assert "one seed: its intervals are those of its pairs" in alone
-    assert "directions" not in alone
+    alone = Study(seeds=1, output=study.output)
+    print_table(alone.judged(7, {arm: seeds[:1] for arm, seeds in trials.items()}))
+    told = capsys.readouterr().out
+    assert "one seed shows no direction: its intervals are those of its pairs" in told
+    assert "directions" not in told
+    assert "7, global against global + local; procedural, 1 seed, 2 steps" in told
     assert printed.count("the paper contradicts itself") == 5
     assert "97.53 (table 7, global), 95.03 (table 8, global)" in printed
     written = write_evidence(found, tmp_path)
     assert written.name == "table7-procedural.json"
     assert json.loads(written.read_text())["rows"][0]["name"] == "global"
     assert written.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_seed_shows_no_direction():
+    claim = {"first": "a", "second": "b", "of_the_paper": True, "verdict": "better"}
+    claim |= {"interval95": [0.01, 0.03], "difference": 0.02, "p_value_over_pairs": 0.1}
+    claim |= {"pairs": 600, "by_seed": [0.02]}
+    numbers = "(+2.00 points, +1.00 to +3.00; over 600 pairs p = 0.1)"
+    assert claim_text(claim) == f"a against b: higher on these pairs {numbers}"
+    below = claim_text({**claim, "verdict": "worse"})
+    assert below == f"a against b: lower on these pairs {numbers}"
+    several = claim_text({**claim, "by_seed": [0.01, 0.03]})
+    assert several == f"a against b: the paper's direction {numbers}"
+    rows = [
+        {"name": "a", "by_seed": {"accuracy": seeds}, "over_seeds": {"accuracy": over._asdict()}}
+        for seeds, over in (((0.5,), spread([0.5])), ((0.5, 0.7), spread([0.5, 0.7])))
+    ]
+    table = {"data": "procedural", "evidence": False}
+    accuracy = importlib.import_module("benchmarks.accuracy")
+    for seeds, row in enumerate(rows, 1):
+        (axes,) = accuracy.draw([{**table, "seeds": seeds, "rows": [row]}]).axes
+        assert axes.get_title().startswith(f"drawn faces, {seeds} seed{'s' * (seeds > 1)}: runs")
+        assert ("interval" in axes.get_xlabel()) == (seeds > 1)
+    plt.close("all")
 
 
 def test_the_headline_benchmark_takes_these_trials(studied, tmp_path, monkeypatch, capsys):

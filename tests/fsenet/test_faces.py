@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data import faces
+from data import convert, faces
 from data.faces import (
     TEST_FROM,
     DrawnFaces,
     draw_faces,
     drawn_sets,
     drawn_test_set,
+    is_lfw,
     lfw_test_set,
     picture_sets,
 )
@@ -162,6 +163,16 @@ def test_fingerprints(tmp_path, monkeypatch):
     assert len({first, *others, fingerprint(shade=8)}) == 5
 
 
+def test_the_same_people_in_every_format(tmp_path):
+    """Names or numbers: their order decides who is held out, and convert.py keeps it."""
+    source = make(tmp_path / "faces.zip", 130, 2)
+    expected = owners(picture_sets([source], 0)[1].images)
+    assert len(expected) == 60
+    for name in ("folder", "faces.rec", "faces-%06d.tar"):
+        convert.main(convert.Arguments((source, tmp_path / name)))
+        assert owners(picture_sets([tmp_path / name], 0)[1].images) == expected
+
+
 def test_lfws_lists_decide(tmp_path, lfw_like):
     """Folds 8 and 9 test, everybody else trains; the pairs are the lists', in their order."""
     train, test = picture_sets([lfw_like(tmp_path / "lfw.zip")], seed=0)
@@ -193,6 +204,17 @@ def test_lfws_lists_decide(tmp_path, lfw_like):
     assert every.flags["comparable_with_published"] is True
     assert len(every.pairs.same) == 40
     assert every.lfw is None
+
+
+def test_what_is_lfw(tmp_path, lfw_like):
+    own, other = lfw_like(tmp_path / "lfw.zip"), make(tmp_path / "other.zip", 2, 1)
+    with zipfile.ZipFile(own) as archive:
+        archive.extractall(tmp_path / "folder")
+    assert is_lfw([own])
+    assert is_lfw([tmp_path / "folder"])
+    (tmp_path / "folder/pairs.txt").unlink()
+    for paths in ([other], [own, other], [tmp_path / "folder"], []):
+        assert not is_lfw(paths)
 
 
 def test_errors(tmp_path):

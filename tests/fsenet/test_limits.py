@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 import pytest
 from data.augment import Augmentation
 from evaluate_options import Arguments as EvaluateArguments
-from limits import check_batch, check_numbers
+from limits import check_batch, check_milestones, check_numbers
 from options import DEFAULT, PROFILES, Options
 from train_parser import Arguments as ParserArguments
 
@@ -73,6 +73,16 @@ def test_all_options_are_seen():
 
     with pytest.raises(KeyError, match="unheard_of"):
         check_numbers(New())
+
+
+def test_milestones():
+    for good in ((), (0.5,), (0, 1), *(profile.milestones for profile in PROFILES.values())):
+        check_milestones(good)
+    for bad in ((0.9, 0.7), (0.5, 0.5), (5, 3), (3.0, 5.0), (-0.1,), (math.nan,), (0.5, math.nan)):
+        given = " ".join(map(str, bad))
+        message = rf"between 0 and 1, each larger than the one before, such as .+; got {given}$"
+        with pytest.raises(ValueError, match=message):
+            check_milestones(bad)
 
 
 def test_batches(monkeypatch):

@@ -275,6 +275,9 @@ def test_errors():
     [
         ("x/a.png", {}, "x is no folder: make it first"),
         ("a.xyz", {}, "a.xyz must end in the suffix of a picture's format, such as .png"),
+        ("a.psd", {}, "a.psd must end in the suffix of a picture's format"),  # which Pillow reads
+        ("a", {}, "a must end in the suffix of a picture's format"),
+        ("a.png", {"samples": 0}, "--samples must be between 1 and"),
         ("a.png", {"identities": 0}, "--identities must be between 2 and"),
         ("a.png", {"size": 9}, "--size must be between 16 and"),
     ],

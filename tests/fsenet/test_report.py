@@ -288,6 +288,11 @@ def test_it_says_what_the_numbers_are(page, copy):
     assert what_they_are({"name": "other"}, {})[0].startswith("Protocol 'other'")
     sized = {"name": "held-out identities", "trained_on": "9 pictures of 3 people", "pairs": 600}
     assert what_they_are(sized, {})[1] == "Trained on 9 pictures of 3 people; tested on 600 pairs."
+    sized["tested_on"] = "8 pictures of 2 people"
+    assert what_they_are({**sized, "name": "lfw"}, {})[1] == (
+        "Trained on 9 pictures of 3 people; tested on 600 pairs of 8 pictures of 2 people, none of "
+        "them trained on."
+    )
 
 
 @pytest.mark.parametrize(("after", "kind"), [(0.62, "open"), (0.66, "good"), (None, "good")])
@@ -299,6 +304,49 @@ def test_networks_that_learned_nothing(after, kind):
     found, sentence = maps_verdict({**arms, "control: mean maps": {}}, tests)
     assert found == kind
     assert ("says nothing about what its part maps add" in sentence) == (kind == "open")
+
+
+def test_differences_of_nothing_are_not_told(copy):
+    """A network at the untrained one's accuracy: its paired tests have no direction."""
+    assert "more than the choice of pairs explains" in text_of(write_report(copy).read_text())
+    edit(copy, lambda data: data["arms"]["untrained"].update(accuracy=0.93))
+    text = text_of(write_report(copy).read_text())
+    assert "The trained network is no better than the untrained one on these pairs" in text
+    assert "Paired tests" not in text
+    assert "explains" not in text
+
+
+@pytest.mark.parametrize(
+    ("faces", "parser", "left_out"),
+    [
+        ([], "train", {"min_images", "damaged"}),
+        ([], "pretrained", {"min_images", "damaged", "parser_options.width"}),
+        (["a.zip"], "train", set()),
+        (["a.zip"], "pretrained", {"identities", "samples", "parser_options.width"}),
+    ],
+)
+def test_options_without_a_part_are_not_shown(copy, faces, parser, left_out):
+    numbers = {"identities": 9, "samples": 8, "min_images": 7, "damaged": 6, "lr": 5}
+    config = {**numbers, "faces": faces, "parser": parser, "parser_options": {"width": 4}}
+    edit(copy, lambda data: data.update(config=config))
+    text = text_of(write_report(copy).read_text()).partition("Config Setting Value ")[2]
+    shown = {name for name in (*numbers, "parser_options.width") if f" {name} " in f" {text}"}
+    assert shown == {*numbers, "parser_options.width"} - left_out
+
+
+def test_how_it_was_started(copy):
+    assert "<code>" not in write_report(copy).read_text()
+    rows = [{"command": "train.py --faces 'a b.zip'"}, {}, {"command": "train.py --resume"}]
+    path = copy / "starts.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    page = write_report(copy).read_text()
+    assert re.findall("<code>(.*?)</code>", page) == [
+        "train.py --faces &#x27;a b.zip&#x27;",
+        "train.py --resume",
+    ]
+    path.write_text("{\n")
+    with pytest.raises(ValueError, match=r"^starts.jsonl line 1 is damaged"):
+        write_report(copy)
 
 
 def verdict(*results):

@@ -476,3 +476,9 @@ def test_results(tmp_path, capsys, monkeypatch):
         "61 s, 1.3 GB at the peak",
     ):
         assert text in printed, text
+
+    # what learned nothing has no differences to tell
+    print_results({**metrics, "arms": {"untrained": {**arm, "accuracy": 0.9}, "joint: both": arm}})
+    printed = capsys.readouterr().out
+    assert "The trained network is no better than the untrained one on these pairs" in printed
+    assert "a - b" not in printed

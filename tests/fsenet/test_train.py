@@ -67,7 +67,7 @@ def png():
     return buffer.getvalue()
 
 
-def test_bad_input(tmp_path):
+def test_bad_input(tmp_path, lfw_like):
     """One line on stderr, exit code 1, and no folder of a run that never began."""
     junk = tmp_path / "junk.zip"
     junk.write_bytes(b"PK no zip" * 20)
@@ -81,6 +81,7 @@ def test_bad_input(tmp_path):
     old = tmp_path / "old"
     old.mkdir()
     (old / "options.json").write_text(json.dumps({"steps": 3}))
+    lfw, own = ["--profile", "lfw", "--faces"], lfw_like(tmp_path / "lfw.zip")
     cases = {
         "missing": [
             "--faces",
@@ -96,6 +97,8 @@ def test_bad_input(tmp_path):
         "nothing": ["--resume", "default-0 does not exist: leave --resume out"],
         "backbone": ["--backbone", "no_such_net", "--backbone: timm knows no 'no_such_net'"],
         "lfw": ["--profile", "lfw", "--profile lfw needs --faces: LFW as a folder or zip"],
+        "not lfw": [*lfw, str(truncated), "with its lists (pairs.txt), alone; got "],
+        "lfw and more": [*lfw, str(own), str(own), f"alone; got {own} {own}: leave --profile out"],
         "paper": ["--profile", "paper", "--profile paper needs --faces: pictures of people"],
         "profile": ["--profile", "huge", "invalid choice"],
         "batch": ["--batch-size", "0", "--batch-size must be between 2 and"],
@@ -112,6 +115,7 @@ def test_bad_input(tmp_path):
         "seed": ["--seed=-1", "--seed must be between 0 and"],
         "nobody": ["--identities", "0", "--identities must be between 2 and"],
         "nan": ["--lr", "nan", "--lr must be between 0 and 1000; got nan"],
+        "order": ["--milestones", "0.9", "0.7", "each larger than the one before, such as 0.7 0.9"],
         "empty": ["--parsing", str(old), "old holds no pairs images/NAME"],
         "no pictures": ["--faces", str(old), "old holds no pictures (1 files)"],
     }

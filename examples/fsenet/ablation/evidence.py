@@ -27,8 +27,8 @@ def write_evidence(found: dict[str, Any], folder: Path) -> Path:
 
 def print_table(found: dict[str, Any]) -> None:
     """Print the paper's column beside ours, then the claims, then the paper's contradictions."""
-    seeds = f"{found['seeds']} seed" + "s" * (found["seeds"] > 1)
-    print(f"\n{_head(found)}; {found['data']}, {seeds}, {found['steps']} steps{_kind(found)}")
+    size = f"{count_seeds(found)}, {found['steps']} steps"
+    print(f"\n{_head(found)}; {found['data']}, {size}{_kind(found)}")
     print(f"{'':<32} {'accuracy, %':>14} {'AUC':>7} {'TAR@1%':>8}  paper")
     for row in found["rows"]:
         numbers = row["over_seeds"]
@@ -43,7 +43,8 @@ def print_table(found: dict[str, Any]) -> None:
         f"  of the paper's {len(paper)} directions {paper.count('better')} appear, "
         f"{paper.count('worse')} are reversed, {paper.count('not decided')} are not decided"
         if found["seeds"] > 1
-        else "  one seed: its intervals are those of its pairs, another seed may say otherwise"
+        else "  one seed shows no direction: its intervals are those of its pairs, and another "
+        "seed may say otherwise"
     )
     _print_conflicts(found)
 
@@ -65,13 +66,20 @@ def claim_text(claim: dict[str, Any]) -> str:
     """Return one comparison with what was found of it."""
     low, high = (100 * end for end in claim["interval95"])
     said = claim["verdict"]
-    if claim["of_the_paper"]:  # of one seed the pairs decide, and the interval is theirs
+    if len(claim["by_seed"]) == 1:  # the interval is that of the pairs, and no direction
+        said = {"better": "higher on these pairs", "worse": "lower on these pairs"}.get(said, said)
+    elif claim["of_the_paper"]:
         said = {"better": "the paper's direction", "worse": "against the paper"}.get(said, said)
     return (
         f"{claim['first']} against {claim['second']}: {said} "
         f"({100 * claim['difference']:+.2f} points, {low:+.2f} to {high:+.2f}; over "
         f"{claim['pairs']} pairs p = {claim['p_value_over_pairs']:.2g})"
     )
+
+
+def count_seeds(found: dict[str, Any]) -> str:
+    """Return how many seeds a table is of, in words."""
+    return f"{found['seeds']} seed" + "s" * (found["seeds"] > 1)
 
 
 def percent(numbers: dict[str, float | None]) -> str:

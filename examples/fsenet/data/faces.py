@@ -22,7 +22,7 @@ from data.batches import worker_errors
 from data.damage import Damage
 from data.decode import load_rgb
 from data.images import IdentityFolder, IdentityPictures, decode_all, without_suffix
-from data.pictures import enough_images, open_pictures, open_sources
+from data.pictures import enough_images, open_pictures, open_sources, reader_of
 from data.procedural import DRAWERS, ProceduralFaces
 
 TEST_FROM = 1_000_000  # drawn identities from here on are never trained on
@@ -57,6 +57,13 @@ class TestSet:
     pairs: Pairs
     flags: dict[str, Any]
     lfw: LfwProtocol | None = None
+
+    @property
+    def size(self) -> str:
+        """How many pictures of how many people these are, in words."""
+        who = self.pairs.identities
+        people = "" if who is None else f" of {len(np.unique(who))} people"
+        return f"{len(self.names)} pictures{people}"
 
     @cached_property
     def images(self) -> Tensor:
@@ -164,6 +171,20 @@ def picture_sets(
         return replace(held, damage=damage, fingerprint=fingerprint), test
     streamed = _Streamed(train)
     return TrainingSet(streamed, None, len(train.identities), damage, fingerprint), test
+
+
+def is_lfw(paths: Sequence[Path]) -> bool:
+    """Return whether this is one set, which brings LFW's lists.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no set of pictures, or a damaged archive.
+    """
+    if len(paths) != 1 or reader_of(paths[0]) is not IdentityFolder:
+        return False
+    if paths[0].is_dir():  # which may hold millions of files
+        return (paths[0] / "pairs.txt").is_file()
+    return "pairs.txt" in Source(paths[0], lambda _: None)  # damage is the reader's matter
 
 
 def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> TestSet:

@@ -283,7 +283,7 @@ def main(arguments: Arguments) -> None:
     """Write a contact sheet and print the speed."""
     check_numbers(arguments)
     path, people, samples = arguments.path, arguments.identities, arguments.samples
-    if path.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"{path} must end in the suffix of a picture's format, such as .png")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: make it first")

@@ -37,12 +37,16 @@ KINDS = {"b": "booleans", "U": "text", "f": "floats", "u": "unsigned integers", 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run measured: metrics.json, history.jsonl, scores.npz and faces.npz."""
+    """What a run measured: metrics.json, history.jsonl, scores.npz and faces.npz.
+
+    `commands` are those of starts.jsonl: what began it, and what went on with it.
+    """
 
     metrics: dict[str, Any]
     history: list[dict[str, Any]]
     scores: dict[str, np.ndarray]
     faces: dict[str, np.ndarray]
+    commands: tuple[str, ...] = ()
 
     def table(self, name: str) -> dict[str, Any]:
         """Return one object of metrics.json, empty where the run did not measure it."""
@@ -65,11 +69,14 @@ def read_run(folder: Path) -> Run:
                 f"{folder} holds no {name}: the run did not finish, or this is no run folder"
             )
     metrics, history, scores, faces = (folder / name for name in names)
+    starts = folder / "starts.jsonl"
+    started = _read_rows(starts) if starts.is_file() else []
     return Run(
         metrics=_read_metrics(metrics),
-        history=_read_history(history),
+        history=_read_rows(history),
         scores=_read_arrays(scores, SCORE_ARRAYS),
         faces=_read_arrays(faces, FACE_ARRAYS),
+        commands=tuple(str(row["command"]) for row in started if "command" in row),
     )
 
 
@@ -102,7 +109,7 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     return metrics
 
 
-def _read_history(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().splitlines()
     return [
         _parse(line, f"{path.name} line {number}")

@@ -12,6 +12,7 @@ from reporting.words import (
     CONTROL,
     NOTHING,
     REAL,
+    learned,
     maps_verdict,
     paired_sentence,
     percent,
@@ -98,7 +99,9 @@ def summary(run: Run) -> str:
         rows.append([*cells, percent(row.get("rank_1"))] if ranked else cells)
     heads = ["Arm", "Accuracy", "AUC (95 % interval)", "TAR at 1 % FAR"]
     kind, verdict = maps_verdict(arms, tests)
-    words = "".join(f"<li>{paired_sentence(test)}</li>" for test in tests)
+    # between networks that learned nothing, differences have no direction
+    told = tests if learned(arms) else []
+    words = "".join(f"<li>{paired_sentence(test)}</li>" for test in told)
     caveat = "".join(f"<p>{s}</p>" for s in map(escape, what_they_are(*_protocol(run))))
     return (
         table(

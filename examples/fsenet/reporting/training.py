@@ -75,16 +75,27 @@ def _losses(stage: str, rows: list[dict[str, Any]], lines: Mapping[str, str]) ->
 
 
 def details(run: Run) -> str:
-    """Everything needed to run it again."""
-    blocks = []
+    """Everything needed to run it again: how it was started, and what it was made of."""
+    blocks = [f"<p><code>{escape(command)}</code></p>" for command in run.commands]
+    unused = _unused(run.table("config"))
     for name in ("versions", "protocol", "config"):
-        rows = [(escape(key), escape(str(value))) for key, value in _flat(run.table(name))]
+        values = {key: value for key, value in run.table(name).items() if key not in unused}
+        rows = [(escape(key), escape(str(value))) for key, value in _flat(values)]
         if rows:
             box = table(named(name), ["Setting", "Value"], rows).replace(
                 "<td>", '<td class="text">'
             )
             blocks.append(f"<details><summary>{named(name)}</summary>{box}</details>")
     return "".join(blocks)
+
+
+def _unused(config: Mapping[str, Any]) -> set[str]:
+    """Return the options that had no part in a run with these."""
+    shipped, read = config.get("parser") == "pretrained", bool(config.get("faces"))
+    unused = {"parser_options"} if shipped else set()
+    if read:
+        return unused | ({"identities", "samples"} if shipped else set())
+    return unused | {"min_images", "damaged"}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -13,6 +13,7 @@ REAL = "joint: both"
 CONTROL = "control: "
 UNTRAINED = "untrained"
 NOTHING = "\N{EN DASH}"
+NO_BETTER = "The trained network is no better than the untrained one on these pairs"
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,7 @@ def maps_verdict(arms: Mapping[str, Any], tests: Sequence[Mapping[str, Any]]) ->
     'Real part maps beat the one control: mean maps.'
     """
     if not learned(arms):
-        return "open", (
-            "The trained network is no better than the untrained one on these pairs: the run says "
-            "nothing about what its part maps add."
-        )
+        return "open", f"{NO_BETTER}: the run says nothing about what its part maps add."
     controls = [arm for arm in arms if arm.startswith(CONTROL)]
     if REAL not in arms or not controls:
         return "open", "The run holds no control for the part maps, so it cannot say what they add."
@@ -148,7 +146,10 @@ def what_they_are(protocol: Mapping[str, Any], config: Mapping[str, Any]) -> lis
     """Return the sentences that keep a reader from making too much of the numbers."""
     seed = config.get("seed")
     size = protocol.get("trained_on")
-    sizes = [f"Trained on {size}; tested on {protocol.get('pairs')} pairs."] if size else []
+    tested = f"{protocol.get('pairs')} pairs"
+    if people := protocol.get("tested_on"):
+        tested += f" of {people}, none of them trained on"
+    sizes = [f"Trained on {size}; tested on {tested}."] if size else []
     one_seed = (
         f"One seed{f' ({seed})' if isinstance(seed, int) else ''}. The standard errors cover the "
         "choice of test pairs alone; another seed may move an arm by more than that."
