@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
-from data.archives import DamagedImage
+from data.archives import DamagedImage, Source
 from data.batches import worker_errors
 from data.damage import Damage
 from data.decode import load_rgb

@@ -31,13 +31,12 @@ from tqdm import tqdm
 from partlocal.evaluation import Highest, Nearest, score_blocks, tar_above_impostors
 from partlocal.evaluation.search import Vectors
 from protocols.directions import check_directions
-from protocols.lists import ListFiles, listing
+from protocols.megaface_lists import DISTRACTORS, MegafaceLists
 from protocols.rates import IMPOSTOR_MODES, named
 
 Cleaning = Literal["none", "leave_out", "insightface", "facex"]
 FARS = (1e-6, 1e-5, 1e-4)
 RANKS = (1, 10, 100, 1000)
-DISTRACTORS = "megaface_features_list.json_"  # and their number, and that of the set
 _POINTS = 1000  # of the ROC curve that is written
 
 
@@ -106,7 +105,7 @@ class MegafaceProtocol:
             FileNotFoundError: a list is not there.
             ValueError: it is not as it should be.
         """
-        lists = _Lists(path)
+        lists = MegafaceLists(path)
         probes, who = lists.paths("facescrub_features_list.json")
         distractors, _ = lists.paths(lists.of_distractors(size, number))
         people = np.unique(who or [name.split("/")[0] for name in probes], return_inverse=True)[1]
@@ -265,44 +264,6 @@ class Shown:
         block = _unit(np.asarray(self.vectors[some], dtype=np.float32), "distractors", some)
         block[self.zeros[some]] = 0
         return block
-
-
-class _Lists(ListFiles):
-    def of_distractors(self, size: int, number: int) -> str:
-        file = f"{DISTRACTORS}{size}_{number}"
-        names = (place.rpartition("/")[2] for place in self.source.names)
-        there = sorted({name for name in names if name.startswith(DISTRACTORS)})
-        if there and file not in there:
-            raise FileNotFoundError(
-                f"{self.source.path} holds no {file}: name with --megaface.distractors and "
-                f"--megaface.distractor-set a list that it holds: {listing(there)}"
-            )
-        return file
-
-    def paths(self, file: str) -> tuple[tuple[str, ...], list[Any]]:
-        try:
-            content = json.loads(self.read(file))
-            paths, who = content["path"], content.get("id", [])
-            plain = all(isinstance(path, str) for path in paths)
-            plain &= all(isinstance(x, str | int) for x in who) and len({type(x) for x in who}) < 2
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{self.source.path}: {file} has no list 'path' ({error})") from None
-        if not plain or not paths or len(who) not in (0, len(paths)):
-            raise ValueError(
-                f"{self.source.path}: {file} must hold texts in 'path', and in 'id' as many of "
-                "one kind, or none"
-            )
-        if unsafe := [path for path in paths if ".." in path.split("/") or path.startswith("/")]:
-            raise ValueError(f"{self.source.path}: {file} leads out of its folder: {unsafe[0]!r}")
-        if len(set(paths)) < len(paths):
-            raise ValueError(f"{self.source.path}: {file} names a picture twice")
-        return tuple(paths), who
-
-    def noises(self, file: str) -> frozenset[str]:
-        if file not in self:
-            return frozenset()
-        lines = self.text(file).splitlines()
-        return frozenset(x.split("\t")[-1].strip() for x in lines if x[:1] != "#" and x.strip())
 
 
 def _unit(vectors: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
