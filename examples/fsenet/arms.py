@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from data.faces import TestSet
-from describe import Described
+from describe import BOTH, Described
 from protocols.pairs import Pairs
 from protocols.rates import as_insightface, fold_rates
 from torch import Tensor
@@ -31,14 +31,10 @@ def arm_vectors(
         alone: the global-only network.
         untrained: FSENet before its first step.
     """
-    arms = {
-        "global only": alone.global_half,
-        "joint: global half": joint.global_half,
-        "joint: local half": joint.local_half,
-        "joint: both": joint.join(joint.local_half),
-    }
+    arms = {"global only": alone.global_half}
+    arms |= {f"joint: {name}": vectors for name, vectors in joint.arms.items()}
     if untrained is not None:
-        arms = {"untrained": untrained.join(untrained.local_half), **arms}
+        arms = {"untrained": untrained.arms[BOTH], **arms}
     for name, local in joint.controls.items():
         arms[f"control: {name}"] = joint.join(local)
     return arms

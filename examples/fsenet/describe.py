@@ -13,6 +13,7 @@ from workplace import Workplace
 
 from partlocal import PartLocalNet
 
+GLOBAL, LOCAL, BOTH = "global half", "local half", "both"  # as results call descriptors
 TestTime = Literal["concatenation", "sum"]
 Variant = tuple[Tensor, Tensor | None]  # maps, and the visibility of their parts
 
@@ -32,6 +33,14 @@ class Described:
     local_half: Tensor | None
     controls: dict[str, Tensor]
     local_weight: float
+
+    @property
+    def arms(self) -> dict[str, Tensor]:
+        """The unit descriptors by name: the halves that there are, and both joined."""
+        if self.local_half is None:
+            return {GLOBAL: self.global_half}
+        both = self.join(self.local_half)
+        return {GLOBAL: self.global_half, LOCAL: self.local_half, BOTH: both}
 
     def join(self, local: Tensor) -> Tensor:
         """Return unit descriptors of the global half and one of the local ones."""
@@ -92,6 +101,11 @@ def describe(
     unit = {name: _join_views(views, test_time) for name, views in halves.items()}
     local = unit.pop("own")
     return Described(unit.pop("global"), local, unit, net.local_weight)
+
+
+def whole(net: PartLocalNet | GlobalNet) -> str:
+    """Return what the whole descriptor of a network is called."""
+    return GLOBAL if isinstance(net, GlobalNet) else BOTH
 
 
 def view(images: Tensor, rows: slice, mirror: bool, place: Workplace) -> Tensor:

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from tokenize import TokenError
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from data.images import without_suffix
 from feature_folder import lost_rows
 from jaxtyping import Int
 from protocols.directions import check_directions
+from protocols.lfw_lists import stem_of
 from protocols.lists import listing
 from stored import Names, Rows, Stored
 from torch import Tensor
@@ -72,14 +74,23 @@ class Embeddings(NamedTuple):
 
     def refuse(self, sign: int, names: Sequence[str], index: Int[np.ndarray, " w"]) -> None:
         """Raise, with all their names, if some were found `ABSENT` or `LOST`."""
-        what = {ABSENT: "have no embedding", LOST: "could not be read when described"}[sign]
         if missing := [name for name, row in zip(names, index, strict=True) if row == sign]:
-            like = sign == ABSENT and len(self.names)
-            own = f"; its own names are as {self.names[0]!r}" if like else ""
+            what = "could not be read when described"
+            if sign == ABSENT:
+                what = f"have no embedding ({self.example(missing[0])})"
             raise ValueError(
-                f"{self.path}: {len(missing)} pictures of the protocol {what}: "
-                f"{listing(missing)}{own}"
+                f"{self.path}: {len(missing)} pictures of the protocol {what}: {listing(missing)}"
             )
+
+    def example(self, wanted: str) -> str:
+        """Say how names look here: of a picture called alike in another folder, or of the first."""
+        stem = stem_of(wanted)
+        names = iter(self.names)
+        first = next(names, None)
+        if first is None:
+            return "there are no names"
+        alike = (name for name in chain([first], names) if stem_of(name) == stem)
+        return f"names there are such as {next(alike, first)!r}"
 
     def rows(self, index: Int[np.ndarray, " r"]) -> "NamedRows":
         """Return some rows, which are checked when they are read."""

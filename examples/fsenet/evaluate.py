@@ -1,4 +1,4 @@
-"""Evaluate a trained network, or anybody's embeddings, and print JSON.
+"""Evaluate a trained network, or anybody's embeddings: JSON, and a table on standard error.
 
     python examples/fsenet/evaluate.py runs/default-0/network --protocol procedural
     python examples/fsenet/evaluate.py runs/lfw-0/network --protocol lfw --faces lfw112.zip
@@ -17,6 +17,7 @@ Embeddings of IJB keep their length, which counts. With `--all-folds` LFW's ten 
 as published; only for networks that were not trained on people of LFW.
 """
 
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +27,7 @@ import tyro
 from arms import measure
 from data.faces import TestSet, undrawn_test_set
 from data.pair_sets import in_two_parts, published_test_set
-from describe import describe
+from describe import describe, whole
 from embeddings import read_embeddings
 from errors import one_line_errors
 from evaluate_options import OF_SETS, Arguments, check, faces_of, holds_embeddings
@@ -38,6 +39,7 @@ from model import load_network
 from protocols.ijb import IjbProtocol
 from protocols.ijba import IjbaProtocol
 from protocols.ytf import YtfProtocol
+from results import table
 from torch.nn import functional as F
 from workplace import this_process
 
@@ -65,10 +67,7 @@ def main(arguments: Arguments) -> None:
         described = describe(
             net.to(place.device), test.images, place, test_time=arguments.test_time
         )
-        vectors = {"global half": described.global_half}
-        if described.local_half is not None:
-            vectors["local half"] = described.local_half
-            vectors["both"] = described.join(described.local_half)
+        vectors = described.arms
         made["test_time"] = TEST_TIME[arguments.test_time]
         made["precision"] = place.precision
     result = {
@@ -82,11 +81,12 @@ def main(arguments: Arguments) -> None:
 
 
 def give(result: dict[str, Any], output: Path | None) -> None:
-    """Print a result, or write it."""
+    """Print a result, or write it, and tell its main figures on standard error."""
     if output is None:
-        print(to_json(result))
+        print(to_json(result), flush=True)
     else:
         write_json(result, output)
+    print(table(result["protocol"]["name"], result["arms"]), file=sys.stderr)
 
 
 def evaluate_features(arguments: Arguments) -> dict[str, Any]:
@@ -109,7 +109,8 @@ def evaluate_features(arguments: Arguments) -> dict[str, Any]:
                     "it leaves"
                 )
             features = arguments.features or Path(scratch) / "features"
-            made, arm = describe_pictures(arguments, protocol, features), "whole descriptor"
+            arm = whole(load_network(arguments.checkpoint))
+            made = describe_pictures(arguments, protocol, features)
         flags, found = protocol.evaluate(features)
     return {
         "checkpoint": str(arguments.checkpoint),

@@ -4,12 +4,12 @@
     python examples/fsenet/extract.py runs/lfw-0/network --faces train.rec --output features/
     torchrun --nproc-per-node=2 examples/fsenet/extract.py NETWORK --faces IJBC/ --output features/
 
-Reads a folder, zip or tar of aligned faces at any depth, the other formats that `train.py` reads,
-or IJB's loose crops with their list of points, from which it cuts the faces. `features/` holds
-`embeddings.npy`, which can be mapped into memory, and `embeddings.txt`, a name a line;
-`evaluate.py` takes it wherever it takes an `.npz`. The same command again goes on where a kill has
-left it, with any number of processes; on a CPU the result is bit for bit that of a run that was not
-stopped.
+Reads a folder, zip or tar of aligned faces at any depth, a `.rec`, WebDataset's shards, Hugging
+Face's Parquet, or IJB's loose crops with their list of points, from which it cuts the faces.
+`features/` holds `embeddings.npy`, which can be mapped into memory, and `embeddings.txt`, a name a
+line; `evaluate.py` takes it wherever it takes an `.npz`. The same command again goes on where a
+kill has left it, with any number of processes; on a CPU the result is bit for bit that of a run
+that was not stopped.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from data.faces import SIZE
 from data.images import IdentityFolder, IdentityPictures
 from data.loose import LoosePictures
 from data.pictures import open_pictures, reader_of
-from describe import TestTime, describe
+from describe import GLOBAL, LOCAL, TestTime, describe, whole
 from errors import one_line_errors
 from feature_folder import FeatureFolder, hash_names
 from limits import check_numbers
@@ -80,7 +80,8 @@ class Arguments(Extraction):
 
     Args:
         network: the `network/` or `baseline/` folder of a run.
-        faces: aligned faces in any format of docs/data.md, or IJB's folder.
+        faces: aligned faces in a folder, zip or tar, a `.rec`, WebDataset's shards
+            (`faces-%06d.tar`) or Hugging Face's Parquet; or IJB's folder.
         output: the folder to fill, or to go on with.
     """
 
@@ -154,10 +155,12 @@ def extract(
     loader = DataLoader(
         _Readable(pictures), batch_sampler=_Batches(folder, todo), num_workers=how.workers
     )
-    share = sum(len(folder.rows(batch)) for batch in folder.share(place.rank, place.world))
+    total = folder.pictures(folder.share(place.rank, place.world))
+    done = total - folder.pictures(todo.tolist())
+    if done and place.rank == 0:
+        print(f"{output}: {done} of {total} pictures are described already", file=sys.stderr)
     bar = tqdm(
-        total=share, initial=share - sum(len(folder.rows(batch)) for batch in todo.tolist()),
-        desc="describing", unit="picture", disable=place.rank > 0,
+        total=total, initial=done, desc="describing", unit="picture", disable=place.rank > 0,
         mininterval=1.0 if os.isatty(2) else 15.0,
     )  # fmt: skip
     flushed, lost = time.monotonic(), pictures.damage.count
@@ -220,13 +223,11 @@ def _check_damage(count: int, allowed: int) -> None:
 def _vectors(
     net: PartLocalNet | GlobalNet, images: Tensor, place: Workplace, how: Extraction
 ) -> np.ndarray:
-    found = describe(net, images, place, test_time=how.test_time, batch_size=len(images))
-    if how.vectors == "global" or (how.vectors == "both" and found.local_half is None):
-        return found.global_half.numpy()
-    if found.local_half is None:
+    arm = {"global": GLOBAL, "local": LOCAL, "both": whole(net)}[how.vectors]
+    found = describe(net, images, place, test_time=how.test_time, batch_size=len(images)).arms
+    if arm not in found:
         raise ValueError("--vectors local: the network has no parts; use --vectors global")
-    both = how.vectors == "both"
-    return (found.join(found.local_half) if both else found.local_half).numpy()
+    return found[arm].numpy()
 
 
 def _hash_of(network: Path) -> str:

@@ -24,10 +24,10 @@ from jaxtyping import Float, Int
 from machine import write_json
 from stored import Stored
 
-HASHED = {  # options whose values say nothing to people
+_HASHED = {  # options whose values say nothing to people
+    "names_sha256": "other pictures, by their names",
     "network_sha256": "another network",
-    "names_sha256": "other pictures",
-    "points_sha256": "other points in its pictures",
+    "points_sha256": "other points of the faces",
 }
 _PATIENCE = 600.0  # seconds that others wait until the first process has laid the folder out
 
@@ -61,8 +61,8 @@ class FeatureFolder:
             if begun.get(key) != options.get(key):
                 what = f"{key} {begun.get(key)}, and this is {options.get(key)}"
                 raise ValueError(
-                    f"{path} was begun with {HASHED.get(key, what)}: name another folder, or go on "
-                    "with what it was begun with"
+                    f"{path} was begun with {_HASHED.get(key, what)}: name another folder, or go "
+                    "on with what it was begun with"
                 )
         self._rows = _Writable(path / "embeddings.npy")
         self._done = _Writable(path / "done.npy")
@@ -78,8 +78,8 @@ class FeatureFolder:
         return todo[todo % world == rank]
 
     def share(self, rank: int = 0, world: int = 1) -> range:
-        """Return the numbers of all batches of this process, done or not."""
-        return range(rank, -(-self.count // self.batch), world)
+        """Return the numbers of all batches that are this process's, done or not."""
+        return range(rank, len(self._done.stored), world)
 
     def undone(self) -> int:
         """Return how many batches of all processes have not been written yet."""
@@ -88,6 +88,10 @@ class FeatureFolder:
     def rows(self, batch: int) -> range:
         """Return which pictures a batch holds."""
         return range(batch * self.batch, min((batch + 1) * self.batch, self.count))
+
+    def pictures(self, batches: Iterable[int]) -> int:
+        """Return how many pictures some batches hold."""
+        return sum(len(self.rows(batch)) for batch in batches)
 
     def write(
         self, batch: int, vectors: Float[np.ndarray, "b d"], damaged: Iterable[int] = ()

@@ -18,7 +18,7 @@ from embeddings import ABSENT, NamedRows, embedding_rows, load_embeddings
 from protocols.crops import CROPS, LooseCrops
 from protocols.devkit import FeatureFiles, write_results
 from protocols.ijb import IjbProtocol, Name
-from protocols.ijba import IjbaProtocol, Pooling, picture_of
+from protocols.ijba import IjbaProtocol, Pooling, picture_of, refuse_two
 from protocols.lists import listing
 from protocols.megaface import Cleaning, MegafaceProtocol
 from protocols.ytf import FramePairs, YtfProtocol, video_of
@@ -81,6 +81,7 @@ class Ytf(FeatureProtocol):
         """See there; frames that could not be read are left out and counted."""
         found = load_embeddings(embeddings)
         names = list(found.names)
+        self.lists.check_videos(names)
         rows = [n for n, name in enumerate(names) if video_of(name) in self.lists.videos]
         read = [row for row in rows if row not in found.lost]
         how = "mean of unit frames, then L2"
@@ -143,16 +144,12 @@ class Ijba(FeatureProtocol):
         loaded, names = load_embeddings(embeddings), self.lists.names
         plain, paths = (loaded.find(x) for x in (names, map(picture_of, names)))
         both = np.flatnonzero((plain >= 0) & (paths >= 0) & (plain != paths))
-        if twice := [f"{names[row]} and {picture_of(names[row])}" for row in both]:
-            raise ValueError(
-                f"{embeddings} holds two embeddings of {len(twice)} faces, keep one of each: "
-                f"{listing(twice)}"
-            )
+        refuse_two([(names[row], picture_of(names[row])) for row in both], str(embeddings))
         rows = dict(zip(names, np.maximum(plain, paths).tolist(), strict=True))
         if max(rows.values()) < 0:
             raise ValueError(
                 f"{embeddings} holds no embedding of a face of the lists: they are called by their "
-                f"FILE, as {names[0]!r} and {names[1]!r}"
+                f"FILE, as {names[0]!r} and {names[1]!r}; {loaded.example(names[0])}"
             )
         how = {"faces": "mean of its faces, then L2", "media": "mean of its media's means, then L2"}
         flags = {"feature_norm": "N0" if self.unit else "N1", "template": how[self.pooling]}

@@ -79,5 +79,42 @@ def print_results(metrics: dict[str, Any]) -> None:
     print(f"\n{metrics['seconds']['total']:.0f} s, {peak} at the peak")
 
 
+def table(protocol: str, arms: dict[str, dict[str, Any]]) -> str:
+    """Return the main figures of an evaluation, a line each and a column an arm.
+
+    >>> print(table("lfw", {"both": {"accuracy": 0.75, "standard_error": 0.1, "auc": 0.8}}))
+    lfw, %                             both
+    accuracy                  75.00 ± 10.00
+    AUC                       80.00
+
+    Args:
+        protocol: its name.
+        arms: numbers of each.
+    """
+    columns = [figures(arm) for arm in arms.values()]
+    lines = [f"{protocol + ', %':<22}" + "".join(f" {name:>16}" for name in arms)]
+    for name in columns[0]:
+        values = (f"{100 * rate:8.2f}" + (f" ± {100 * error:5.2f}" if error is not None else "")
+                  for rate, error in (column[name] for column in columns))  # fmt: skip
+        lines.append((f"{name:<22}" + "".join(f" {value:<16}" for value in values)).rstrip())
+    return "\n".join(lines)
+
+
+def figures(arm: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
+    """Return the main rates of an arm, strict ones, and the spread of those that have one."""
+    mean, spread = arm.get("mean", arm), arm.get("std", {})
+    found = {}
+    if "accuracy" in mean:
+        found["accuracy"] = mean["accuracy"], mean["standard_error"]
+    for key, title in (("auc", "AUC"), ("rank_1", "rank 1")):
+        if key in mean:
+            found[title] = mean[key], None
+    titles = {"tar_at_far": "TAR at FAR", "tpir_at_fpir": "TPIR at FPIR", "rank": "rank"}
+    for key, title in titles.items():
+        rates, errors = (x.get("strict", x) for x in (mean.get(key, {}), spread.get(key, {})))
+        found |= {f"{title} {at}": (rate, errors.get(at)) for at, rate in rates.items()}
+    return found
+
+
 def _percent(share: float, error: float, sign: str = "") -> str:
     return f"{100 * share:{sign}.2f} ± {100 * error:.2f} %"

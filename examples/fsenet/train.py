@@ -85,8 +85,6 @@ class Laps(dict[str, float]):
 def main(options: Options, place: Workplace) -> None:
     """Run the three stages and write what they leave."""
     laps, stages = Laps(), dict[str, Fitted]()
-    if options.resume and place.rank == 0 and (place.folder / "metrics.json").exists():
-        print(f"{place.folder} is trained: only its evaluation is done again", file=sys.stderr)
     sets = None if not options.faces else read_faces(options, place)
     others = range(TEST_FROM, TEST_FROM + options.test_identities)
     drawn_test = draw_faces(options.seed, others, options.test_samples)

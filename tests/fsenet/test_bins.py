@@ -162,7 +162,7 @@ def test_errors(tmp_path):
     path = tmp_path / "a.bin"
     whole = pickle.dumps((PICTURES, SAME))
     cases = {
-        "is no verification set, or a damaged one (EOFError)": whole[:40],
+        "is no verification set, or a damaged one": whole[:40],
         "must hold pictures and answers; got int": pickle.dumps(7),
         "a picture is int, not bytes": pickle.dumps(([1] * 24, SAME)),
         "an array of float32, not of encoded bytes": pickle.dumps(
@@ -179,6 +179,10 @@ def test_errors(tmp_path):
         assert message in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"pass one of insightface's \.bin files"):
         read_bin(tmp_path / "nowhere.bin")
+    for data in (b"\n", b"", b"junk"):  # of which the first is no opcode, and raised its number
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"damaged one, and cannot be read to its end: pass "):
+            read_bin(path)
     # A header that promises more than there is.
     path.write_bytes(b"\x80\x04B" + struct.pack("<I", 2**31) + b"x")
     with pytest.raises(ValueError, match="damaged"):

@@ -77,7 +77,7 @@ def test_evaluate(world, tmp_path, capsys, kept):
     found = json.loads(capsys.readouterr().out)
     assert found["test_time"] == "original and mirrored concatenated, then L2"
     assert found["alignment"].startswith("five points to 112x112")
-    numbers = found["arms"]["whole descriptor"]
+    numbers = found["arms"]["global half"]
     crops = LooseCrops(world, size=112)
     pictures = torch.stack([crops[row][0] for row in range(len(crops))])
     described = describe(load_network(world / "baseline"), pictures, this_process("fp32"))
@@ -132,7 +132,7 @@ def test_other_points(world, tmp_path):
         extract.extract(world / "baseline", crops, tmp_path / "f", how)
     path = tmp_path / "w/meta/ijbc_name_5pts_score.txt"
     path.write_text(path.read_text().replace(" 1", " 2", 1))
-    with pytest.raises(ValueError, match=r"was begun with other points in its pictures: name"):
+    with pytest.raises(ValueError, match=r"was begun with other points of the faces: name"):
         extract.extract(world / "baseline", open_to_describe(tmp_path / "w"), tmp_path / "f", how)
 
 

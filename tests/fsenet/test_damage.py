@@ -9,6 +9,7 @@ from multiprocessing.reduction import ForkingPickler
 import pytest
 import torch
 from data import faces
+from data.archives import Source
 from data.batches import BatchPlan, load_batches
 from data.damage import Damage
 from data.faces import picture_sets
@@ -48,6 +49,10 @@ def test_example(capsys):
         damage.add("a.zip:3 is damaged", 8)
     with pytest.raises(ValueError, match=r"^x; that makes 1 damaged, and 0 allowed$"):
         Damage().add("x", 3)
+    with pytest.raises(
+        ValueError, match=r"^x; each picture of the protocol counts, none may be left out$"
+    ):
+        Damage(None).add("x", 3)
     assert pickle.loads(pickle.dumps(damage)).count == 3
 
 
@@ -191,8 +196,8 @@ def test_tar_cut_short(tmp_path, capsys):
 
 
 def test_lists_are_looked_up(tmp_path, monkeypatch):
-    """A folder is not listed for them."""
-    monkeypatch.setattr(faces, "Source", None)
-    assert not faces.is_lfw([tmp_path])
-    (tmp_path / "pairs.txt").touch()
-    assert faces.is_lfw([tmp_path])
+    """A set is listed once, also to see whether it is LFW."""
+    opened, begin = [], Source.__init__
+    monkeypatch.setattr(Source, "__init__", lambda *of: (opened.append(of), begin(*of))[1])
+    picture_sets([make(tmp_path / "faces.zip", ())], 0)
+    assert len(opened) == 1

@@ -57,11 +57,17 @@ def test_example(tmp_path, test_set, capsys):
     vectors = np.concatenate([by_person(4), np.ones((3, PEOPLE))])[order]
     path = save(tmp_path / "e.npz", names, vectors * 7)
     evaluate.main(Arguments(path, "procedural"))
-    found = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
     assert found["protocol"] == {"name": "noise", "similarity": "cosine"}
     assert "precision" not in found  # of embeddings that were computed elsewhere
     arm = found["arms"]["embeddings"]
     assert arm["rank_1"] == pytest.approx(16 / 20)
+    title, *lines = printed.err.splitlines()  # for people
+    assert title.split() == ["noise,", "%", "embeddings"]
+    rates = f"{100 * arm['accuracy']:.2f} ± {100 * arm['standard_error']:.2f}"
+    assert lines[0].split() == ["accuracy", *rates.split()]
+    assert lines[2].split() == ["rank", "1", "80.00"]
     same = test_set.pairs.same
     cosines = by_person(4)[test_set.pairs.first] * by_person(4)[test_set.pairs.second]
     s = cosines.sum(1)
@@ -71,13 +77,15 @@ def test_example(tmp_path, test_set, capsys):
     output = tmp_path / "found.json"
     save(path, NAMES, by_person().astype(np.float16))
     evaluate.main(Arguments(path, "procedural", output=output))
-    assert capsys.readouterr().out == ""
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "accuracy                 100.00 ±  0.00\n" in printed.err
     assert json.loads(output.read_text())["arms"]["embeddings"]["accuracy"] == 1
 
 
 def test_paths_are_looked_at_first(tmp_path, monkeypatch):
     """Before pictures are drawn or read for a minute, not after."""
-    monkeypatch.setattr(evaluate, "load_test_set", lambda _: pytest.fail("too late"))
+    monkeypatch.setattr(evaluate, "load_test_set", lambda *_, **__: pytest.fail("too late"))
     path = save(tmp_path / "e.npz", NAMES, by_person())
     arguments = Arguments(path, "procedural", output=tmp_path / "no" / "e.json")
     with pytest.raises(FileNotFoundError, match=r"--output: .*no is no folder: make it first"):
@@ -159,12 +167,45 @@ def test_procedural_protocol():
     assert not torch.equal(other.images, test.images)
 
 
-def test_embeddings_need_no_pictures(tmp_path, monkeypatch):
-    """Nothing is drawn for them, and what is missing is known at once."""
+@pytest.mark.parametrize("kind", ["procedural", "lfw", "calfw", "bin"])
+def test_names_come_before_pictures(tmp_path, monkeypatch, capsys, kind):
+    """Of embeddings none is drawn or decoded: what is wrong with them is said at once."""
+    world, faces = tmp_path / "w", tmp_path / "w"
+    if kind == "procedural":
+        faces, names = None, [f"{1_000_000 + i // 6}/{i % 6}" for i in range(1200)]
+    else:
+        fixtures.main(fixtures.Arguments(kind, world))
+        names = np.load(world / "features.npz")["names"].tolist()
+    if kind == "bin":
+        faces = world / "pairs.bin"
+    for path in world.rglob("*.jpg"):
+        path.write_bytes(b"no picture")
     monkeypatch.setattr("data.faces.draw_faces", lambda *_: pytest.fail("drawn"))
-    path = save(tmp_path / "e.npz", NAMES, by_person())
-    with pytest.raises(ValueError, match=f"40 pictures of the protocol .* as '{NAMES[0]}'"):
-        evaluate.main(Arguments(path, "procedural", identities=20, samples=2))
+    monkeypatch.setattr("data.faces.load_rgb", lambda *_: pytest.fail("decoded"))
+    vectors = np.random.default_rng(0).normal(size=(len(names), 3))
+    path = save(tmp_path / "e.npz", names, vectors)
+    capsys.readouterr()
+    evaluate.main(Arguments(path, kind, faces))
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["protocol"]["name"] == kind
+    assert 0.2 < whole["arms"]["embeddings"]["accuracy"] < 0.8
+    save(path, [f"lfw/{name}" for name in names], vectors)
+    with pytest.raises(ValueError, match=r"have no embedding \(names there are such as 'lfw/"):
+        evaluate.main(Arguments(path, kind, faces))
+    vectors[-4] = np.nan
+    with pytest.raises(ValueError, match=r"1 embeddings are not finite: "):
+        evaluate.main(Arguments(save(path, names, vectors), kind, faces))
+
+
+@pytest.mark.parametrize("kind", ["lfw", "calfw"])
+def test_a_damaged_picture_of_a_pair(networks, tmp_path, kind):
+    """Nothing is said of `--damaged`, which these protocols refuse."""
+    fixtures.main(fixtures.Arguments(kind, tmp_path / "w"))
+    for path in (tmp_path / "w").rglob("*.jpg"):
+        path.write_bytes(b"no picture")
+    message = r"jpg is no picture of .*; each picture of the protocol counts, none may be left out$"
+    with pytest.raises(ValueError, match=message):
+        evaluate.main(Arguments(networks / "baseline", kind, tmp_path / "w"))
 
 
 @pytest.mark.parametrize(
@@ -273,10 +314,16 @@ def test_errors(tmp_path):
     assert not boom.exists()
 
     save(path, ["a/1", "b/1"], two)
+    message = r"2 pictures of the protocol have no embedding \(names .* 'a/1'\): c/2, d/1$"
+    with pytest.raises(ValueError, match=message):
+        read_embeddings(path, ("a/1", "c/2", "d/1"))
     with pytest.raises(
-        ValueError, match=r"have no embedding: c/1, d/1; its own names are as 'a/1'$"
+        ValueError, match=r"have no embedding \(names there are such as 'b/2.npy'\)"
     ):
-        read_embeddings(path, ("a/1", "c/1", "d/1"))
+        read_embeddings(save(path, ["a/1", "b/2.npy"], two), ("x/b/2.npy",))
+    with pytest.raises(ValueError, match=r"have no embedding \(there are no names\): a/1$"):
+        read_embeddings(save(path, np.empty(0, str), np.empty((0, 2))), ("a/1",))
+    save(path, ["a/1", "b/1"], two)
     for names, embeddings in ((["a/1"], two), (["a/1", "b/1"], two[0]), (["a/1"], two[None])):
         save(path, names, embeddings)
         with pytest.raises(ValueError, match=r"must hold one embedding a picture, \[n, d\] with n"):

@@ -21,6 +21,8 @@ import pytest
 import torch
 from data.pictures import open_pictures
 from data.record_layouts import write_identities
+from data.shards import write_shards
+from data.tables import write_table
 from describe import describe
 from embeddings import Embeddings, embedding_rows, load_embeddings
 from extract import Extraction, open_to_describe
@@ -284,13 +286,22 @@ def test_sources(networks, faces, whole, tmp_path):
                     tmp_path / "zip", FP32)  # fmt: skip
     assert bits(tmp_path / "zip") == bits(whole)
     names = [name for name in load_embeddings(whole).names if name.startswith("0/")]
-    items = [(name.rpartition("/")[0].replace("/", "-") + "/x.png", (faces / name).read_bytes())
+    items = [("-".join(name.split("/")[:2]) + f"/{Path(name).name}", (faces / name).read_bytes())
              for name in names]  # fmt: skip
     write_identities(tmp_path / "train.rec", items)
     extract.extract(networks / "network", open_to_describe(tmp_path), tmp_path / "rec", FP32)
     found = load_embeddings(tmp_path / "rec")
     assert len(set(found.names)) == len(names)
     np.testing.assert_allclose(found.vectors[:], embedding_rows(whole, names)[:], atol=1e-5)
+    people = sorted({name.split("/")[0] for name, _ in items})
+    write_shards(tmp_path / "s-%d.tar", items, people)
+    write_table(tmp_path / "t.parquet", items, people)
+    for source in ("s-%d.tar", "t.parquet"):
+        target = tmp_path / source.partition(".")[0]
+        extract.extract(networks / "network", open_to_describe(tmp_path / source), target, FP32)
+        found = load_embeddings(target)
+        assert len(set(found.names)) == len(names)
+        np.testing.assert_allclose(found.vectors[:], embedding_rows(whole, names)[:], atol=1e-5)
 
 
 def test_command(networks, faces, tmp_path, capsys):
@@ -300,10 +311,17 @@ def test_command(networks, faces, tmp_path, capsys):
     extract.main(arguments)
     said = f"{tmp_path / 'f'}: {COUNT} pictures, 0 of them damaged\n"
     assert capsys.readouterr().out == said
-    extract.main(arguments)  # of which nothing is left to do
-    again = capsys.readouterr()
-    assert again.out == said
-    assert f"describing: 100%|██████████| {COUNT}/{COUNT}" in again.err
+    np.save(tmp_path / "f/done.npy", np.array([[1], [0], [1]], np.uint32))  # a batch is left
+    capsys.readouterr()
+    extract.main(arguments)
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"{tmp_path / 'f'}: 7 of {COUNT} pictures are described already\n")
+    bars = re.findall(r"(\d+)/(\d+) \[", printed)
+    assert (bars[0], bars[-1]) == (("7", "11"), ("11", "11"))
+    extract.main(arguments)
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"{tmp_path / 'f'}: 11 of {COUNT} pictures are described already\n")
+    assert re.findall(r"(\d+)/(\d+) \[", printed)[0] == ("11", "11")
     other = dataclasses.replace(arguments, batch_size=5)
     message = "was begun with batch_size 4, and this is 5: name another folder, or go on with"
     with pytest.raises(ValueError, match=message):
@@ -317,8 +335,12 @@ def test_errors(networks, faces, whole, tmp_path):
     other = load_network(networks / "network")
     torch.nn.init.zeros_(next(other.backbone.parameters()))
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"was begun with another network: name another"):
+    with pytest.raises(ValueError, match=r"was begun with another network: name another folder"):
         extract.extract(tmp_path / "other", open_to_describe(faces), whole, FP32)
+    shutil.copytree(faces, tmp_path / "faces")
+    next((tmp_path / "faces").rglob("*.png")).rename(tmp_path / "faces/other.png")
+    with pytest.raises(ValueError, match=r"was begun with other pictures, by their names: name an"):
+        extract.extract(networks / "network", open_to_describe(tmp_path / "faces"), whole, FP32)
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="file is a file: name a folder"):
         FeatureFolder(tmp_path / "file", options, [])

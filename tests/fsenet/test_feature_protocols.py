@@ -72,7 +72,7 @@ def test_ytf(baseline, tmp_path, capsys):
         capsys.readouterr()
         found = evaluated(capsys, baseline, "ytf", folder, frame_pairs=how)
         expected = protocol.evaluate(names, features, how)
-        assert found["arms"]["whole descriptor"]["auc"] == pytest.approx(expected["auc"], abs=0.01)
+        assert found["arms"]["global half"]["auc"] == pytest.approx(expected["auc"], abs=0.01)
         assert found["alignment"] == "as in aligned/"
     opened = open_protocol(Arguments(None, "ytf"), folder, unit=True)
     assert len(opened.pictures()[""]) == len(names) == 120
@@ -98,7 +98,7 @@ def test_ijba(baseline, tmp_path, capsys):
     assert pictures.where(at) == f"{folder}:aligned/{place}.jpg"
     thin(folder / "aligned", keep=f"{place}.jpg")
     found = evaluated(capsys, baseline, "ijba", folder)
-    numbers = found["arms"]["whole descriptor"]
+    numbers = found["arms"]["global half"]
     few = protocol.pictures()[""]
     assert len(few) == 200
     rows = {name: row for row, name in enumerate(few.paths)}
@@ -125,7 +125,7 @@ def test_megaface(baseline, tmp_path, capsys):
         )
     )
     expected, _ = protocol.evaluate(*sides)
-    numbers = found["arms"]["whole descriptor"]
+    numbers = found["arms"]["global half"]
     assert numbers["pairs"] == expected["pairs"]
     for rank, share in expected["rank"]["strict"].items():
         assert numbers["rank"]["strict"][rank] == pytest.approx(share, abs=0.03)
@@ -211,7 +211,7 @@ def test_damaged(baseline, tmp_path, capsys, kind):
             evaluated(capsys, baseline, kind, folder, damaged=1, **how)
     else:
         found = evaluated(capsys, baseline, kind, folder, damaged=1, **how)
-        numbers = found["arms"]["whole descriptor"]
+        numbers = found["arms"]["global half"]
         if kind == "ijba":
             faces = [one["faces_without_embedding"] for one in numbers["splits"].values()]
         else:
@@ -220,7 +220,7 @@ def test_damaged(baseline, tmp_path, capsys, kind):
     capsys.readouterr()
     found = evaluated(capsys, baseline, kind, folder, **how)
     if kind == "ijba":
-        again = found["arms"]["whole descriptor"]["splits"].values()
+        again = found["arms"]["global half"]["splits"].values()
         assert sum(one["faces_without_embedding"] for one in again) == sum(faces) - 1
     elif kind != "megaface":
         assert found["protocol"][{"ytf": "lost_frames", "ijbc": "lost_faces"}[kind]] == 0
@@ -248,7 +248,7 @@ def test_extracted_first(baseline, tmp_path, capsys):
     evaluate.main(Arguments(tmp_path / "f", "ijba", folder))
     first = json.loads(capsys.readouterr().out)
     found = evaluated(capsys, baseline, "ijba", folder)
-    one, two = first["arms"]["embeddings"], found["arms"]["whole descriptor"]
+    one, two = first["arms"]["embeddings"], found["arms"]["global half"]
     assert first["protocol"] == found["protocol"]
     assert found["protocol"]["feature_norm"] == "N0"
     made = ("test_time", "vectors", "precision", "dtype")

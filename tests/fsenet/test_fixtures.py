@@ -53,7 +53,10 @@ def test_same_again(tmp_path):
 
 
 def test_errors(tmp_path):
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match=r"^[^[]* exists: name another folder, or rem"):
         fixtures.main(fixtures.Arguments("ytf", tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"^[^[]*x cannot be made \(.*\): name another folder$"):
+        fixtures.main(fixtures.Arguments("ytf", tmp_path / "file/x"))
     with pytest.raises(ValueError, match="--seed must be between 0 and"):
         fixtures.main(fixtures.Arguments("ytf", tmp_path / "x", seed=-1))

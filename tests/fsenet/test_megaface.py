@@ -169,23 +169,17 @@ def test_cleaning_leaves_something(tmp_path):
         MegafaceProtocol(*lists, *noisy, {}).write(folder)
         arguments = Arguments(tmp_path, "megaface", folder, megaface=MegafaceOptions(
             2, cleaning="leave_out"))  # fmt: skip
-        message = f"--megaface.cleaning leave_out: the lists of noises leave no {what}: use"
+        message = f"--megaface.cleaning leave_out: the lists of noises in .* leave no {what}: use"
         with pytest.raises(ValueError, match=message):
             evaluate.open_protocol(arguments, folder, False)
-        protocol, vectors = MegafaceProtocol.read(folder, 2), np.ones((4, 3))
+        message = f"leave_out: the lists of noises leave no {what}: use another cleaning$"
         with pytest.raises(ValueError, match=message):
-            protocol.evaluate(vectors, vectors[:2], "leave_out")
+            MegafaceProtocol(*lists, *noisy, {}).evaluate(np.ones((4, 3)), np.ones((2, 3)),
+                                                          "leave_out")  # fmt: skip
+    empty = MegafaceProtocol(*lists, frozenset(), frozenset("xy"), {})
+    with pytest.raises(ValueError, match=r"insightface: the lists of .* leave no distractor"):
+        empty.evaluate(np.ones((4, 3)), np.ones((2, 3)), "insightface")
     MegafaceProtocol(*lists, frozenset("1"), frozenset("x"), {}).check_cleaning("", "none")
-
-
-def test_another_number_of_distractors(world):
-    folder, _ = world
-    message = (
-        "holds no megaface_features_list.json_1000000_1, but megaface_features_list.json_400_1: "
-        "--megaface.distractors and --megaface.distractor-set choose one"
-    )
-    with pytest.raises(FileNotFoundError, match=message):
-        MegafaceProtocol.read(folder)
 
 
 def test_feature_files(tmp_path):
@@ -200,9 +194,13 @@ def test_feature_files(tmp_path):
     assert files[1:].tolist() == [[1, 3]]
     with pytest.raises(
         FileNotFoundError,
-        match=r"1 of 2 features are missing \(is --megaface.algorithm .* right\?\): .*3\.jpg_x",
+        match=r"1 of 2 features are missing \(is --megaface.algorithm x right\? there are such as "
+        r".*\.jpg_x\.bin\): .*3\.jpg_x",
     ):
         FeatureFiles(tmp_path, ["a/1.jpg", "a/3.jpg"], "x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"x right\? there are none\): .*1\.jpg_x"):
+        FeatureFiles(tmp_path / "empty", ["a/1.jpg"], "x")
     whole = path.read_bytes()
     huge, other_kind, negative = (
         struct.pack("<4i", *header) + bytes(8)
@@ -240,8 +238,17 @@ def test_errors(world, tmp_path):
         ValueError, match=r"all pictures of person 0 are wrong: use --megaface\.cleaning"
     ):
         wrong.evaluate(np.eye(2), np.ones((1, 2)), "facex")
-    with pytest.raises(FileNotFoundError, match=r"holds no megaface_features_list\.json_10_1"):
+    message = (
+        r"holds no megaface_features_list\.json_10_1: name with --megaface\.distractors and "
+        r"--megaface\.distractor-set a list that it holds: megaface_features_list\.json_400_1$"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
         MegafaceProtocol.read(folder, 10)
+    alone = tmp_path / "alone"
+    protocol.write(alone)
+    (alone / "templatelists/megaface_features_list.json_400_1").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no megaface_features_list.json_10_1$"):
+        MegafaceProtocol.read(alone, 10)
     protocol.write(tmp_path)
     path = tmp_path / "templatelists/facescrub_features_list.json"
     for content, message in (

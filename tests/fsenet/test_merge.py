@@ -118,6 +118,7 @@ def test_numbers_mean_nothing_elsewhere(tmp_path):
         (tmp_path / name).mkdir()
         pictures = [(f"P{i}/x.png", picture(50 * ord(name) + i)) for i in range(3)]
         write_identities(tmp_path / name / "train.rec", pictures)
+        (tmp_path / name / "train.lst").unlink()
     c = folder(tmp_path / "c", {"Ann": 1, "7": 2}, 900)
     sources = [tmp_path / "a", c, tmp_path / "b"]
     merged = open_sources(sources)
@@ -212,3 +213,9 @@ def test_a_list_that_does_not_end(tmp_path, monkeypatch):
     (tmp_path / "large.tsv").write_text("a\tb\n")
     with pytest.raises(ValueError, match=r"large.tsv is refused: 4 bytes are more than 3$"):
         read_identity_list(tmp_path / "large.tsv")
+    with pytest.raises(FileNotFoundError, match=r"^[^[]*no\.tsv does not exist: pass the list"):
+        read_identity_list(tmp_path / "no.tsv")
+    with pytest.raises(OSError, match=r"^[^[]*x cannot be read \(.*\)$"):
+        read_identity_list(tmp_path / "large.tsv/x")
+    with pytest.raises(ValueError, match=r"is no regular file: pass the list or set itself$"):
+        read_identity_list(tmp_path)

@@ -257,13 +257,9 @@ def test_killed_and_resumed(tmp_path):
             process.wait()
     assert kills >= 3, (tmp_path / "killed.txt").read_text()[-3000:]
     before = (tmp_path / "killed" / "joint.pt").stat().st_mtime_ns
-    resumed = finish(arguments, tmp_path)
+    finish(arguments, tmp_path)
     assert (tmp_path / "killed" / "joint.pt").stat().st_mtime_ns == before, "trained again"
     check_left(tmp_path / "killed")
-    same_runs(tmp_path / "whole", tmp_path / "killed")
-    again = "killed is trained: only its evaluation is done again"
-    assert again not in resumed
-    assert again in finish(arguments, tmp_path)
     same_runs(tmp_path / "whole", tmp_path / "killed")
 
     # a stage of another architecture, and a damaged one

@@ -80,9 +80,16 @@ def test_against_a_loop(tmp_path, capsys):
 def test_errors(tmp_path):
     path = tmp_path / "splits.txt"
     names, features = world(path)
-    message = "3 of the list's 40 videos have no frame, which is named Name/video/frame: P0/0, P0/1"
+    begin = "of the list's 40 videos have no frame, which is named Name/video/frame"
+    message = f"3 {begin} (there are such as {names[8]!r}): P0/0, P0/1"
     with pytest.raises(ValueError, match=re.escape(message)):
         YtfProtocol.read(path).evaluate(names[8:], features[8:])
+    np.savez(tmp_path / "e.npz", names=[f"ytf/{name}" for name in names], embeddings=features)
+    message = f"40 {begin} (there are such as 'ytf/{names[0]}'): "
+    with pytest.raises(ValueError, match=re.escape(message)):
+        evaluate.main(Arguments(tmp_path / "e.npz", "ytf", path))
+    with pytest.raises(ValueError, match=f"40 {begin}: P0/0"):
+        YtfProtocol.read(path).check_videos([])
     whole = path.read_text()
     for line in ("1, 2, a/0, b/0, 2", "x, 2, a/0, b/0, 1", "1, 2, a/0, 1"):
         path.write_text(whole + line)

@@ -27,8 +27,8 @@ def write_evidence(found: dict[str, Any], folder: Path) -> Path:
 
 def print_table(found: dict[str, Any]) -> None:
     """Print the paper's column beside ours, then the claims, then the paper's contradictions."""
-    of = f"{found['data']}, {count_seeds(found)}, {found['steps']} steps"
-    print(f"\n{_head(found)}; {of}{_kind(found)}")
+    size = f"{count_seeds(found)}, {found['steps']} steps"
+    print(f"\n{_head(found)}; {found['data']}, {size}{_kind(found)}")
     print(f"{'':<32} {'accuracy, %':>14} {'AUC':>7} {'TAR@1%':>8}  paper")
     for row in found["rows"]:
         numbers = row["over_seeds"]

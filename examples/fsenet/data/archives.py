@@ -192,10 +192,16 @@ def read_regular(path: Path, most: int) -> bytes:
     """Return the bytes of a file, which may neither wait nor never end.
 
     Raises:
+        FileNotFoundError: it does not exist.
         OSError: it cannot be read.
         ValueError: it is no regular file, or larger than `most` bytes.
     """
-    status = path.stat()
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist: pass the list or set itself") from None
+    except OSError as error:
+        raise OSError(f"{path} cannot be read ({error.strerror})") from None
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is no regular file: pass the list or set itself")
     if status.st_size > most:

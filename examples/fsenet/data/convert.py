@@ -10,7 +10,8 @@ Reads and writes a folder, zip or tar of `<identity>/<image>`, insightface's `.r
 layouts, WebDataset's shards (`%06d` stands for their numbers) and Hugging Face's Parquet. The bytes
 of every picture stay as they are. A picture that cannot be decoded is named and left out, up to
 `--damaged` of them. At the end what was written is read again and compared. A `.rec` holds no
-names: from one, identities are called by their number and pictures by their key.
+names: they are written into a `.lst` beside it and taken from there; where none is, identities are
+called by their number and pictures by their key.
 
 Several sources become one, see merge.py. What is shuffled in a Parquet file is slow to sort: write
 a `.rec` from it by way of a tar.
@@ -78,12 +79,15 @@ def main(arguments: Arguments) -> None:
     *sources, target = arguments.paths or [Path()]
     if not sources:
         raise ValueError("expected a source and a target: name both")
-    for path in sources:
-        reader_of(path)
+    for source in sources:
+        reader_of(source)  # which says what is missing
     for path in written_to(target):
-        if path.name == "property" and path.exists():
-            raise FileExistsError(f"{path} is of another .rec: each needs a folder of its own")
         if path.exists() or path.is_symlink():
+            if path.name == "property" and target.suffix == ".rec":
+                raise FileExistsError(
+                    f"{path.parent} holds a .rec already, whose {path.name} says how many people "
+                    f"it has: name a folder of its own for {target.name}"
+                )
             raise FileExistsError(f"{path} exists: name another target, or remove it")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is no folder: make it first")
@@ -246,9 +250,14 @@ def write_parquet(target: Path, items: Reader) -> None:
     write_table(target, items, items.pictures.identities)
 
 
+def write_records(target: Path, items: Reader) -> None:
+    """Write a .rec in insightface's layout."""
+    write_identities(target, unique_names(items))
+
+
 def write_flat_records(target: Path, items: Reader) -> None:
     """Write a .rec of pictures alone."""
-    write_flat(target, items, items.pictures.identities)
+    write_flat(target, unique_names(items), items.pictures.identities)
 
 
 WRITERS: dict[str, Callable[[Path, Reader], None]] = {
@@ -257,7 +266,7 @@ WRITERS: dict[str, Callable[[Path, Reader], None]] = {
     ".tar": write_tar,
     "%d.tar": write_numbered,
     ".parquet": write_parquet,
-    ".rec": write_identities,
+    ".rec": write_records,
 }
 
 
@@ -281,7 +290,7 @@ def written_to(target: Path) -> tuple[Path, ...]:
             return tuple(files_of(target, target.suffix))
         except FileNotFoundError:
             return ()
-    beside = (target.with_suffix(".idx"), target.with_name("property"))
+    beside = (target.with_suffix(".idx"), target.with_suffix(".lst"), target.with_name("property"))
     return (target, *(beside if target.suffix == ".rec" else ()))
 
 

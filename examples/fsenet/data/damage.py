@@ -10,10 +10,10 @@ class Damage:
     """Name each picture that cannot be used, and stop when they are more than allowed.
 
     Args:
-        allowed: how many may be left out.
+        allowed: how many may be left out; None where no option allows any, as each counts.
     """
 
-    def __init__(self, allowed: int = 0) -> None:
+    def __init__(self, allowed: int | None = 0) -> None:
         self.allowed, self._opening = allowed, 0
         self._met: torch.Tensor | None = None
 
@@ -51,6 +51,8 @@ class Damage:
             return
         else:
             self._met[picture] = 1
+        if self.allowed is None:
+            raise ValueError(f"{what}; each picture of the protocol counts, none may be left out")
         if self.count > self.allowed:
             raise ValueError(f"{what}; that makes {self.count} damaged, and {self.allowed} allowed")
         print(f"left out: {what}", file=sys.stderr)

@@ -151,12 +151,13 @@ def picture_sets(
             pictures, or not those of LFW's lists.
     """
     damage = Damage(damaged)
-    if is_lfw(paths):
+    everybody = open_sources(paths, SIZE, damage)
+    if isinstance(everybody, IdentityFolder) and "pairs.txt" in everybody.source:
         protocol = LfwProtocol.read(*paths)
         test = lfw_test_set(*paths, protocol, (8, 9))
-        train = open_pictures(*paths, protocol.train_identities((8, 9)), SIZE, damage)
+        train = everybody.keep(protocol.train_identities((8, 9)))
     else:
-        train, tested = _hold_out(open_sources(paths, SIZE, damage), seed)
+        train, tested = _hold_out(everybody, seed)
         tested, decoded = decode_all(tested)
         pairs = draw_pairs(tested.labels, 300, seed)
         flags = {"name": "held-out identities", "seed": seed, "folds": 10}
@@ -192,7 +193,8 @@ def lfw_test_set(path: Path, protocol: LfwProtocol, folds: Sequence[int]) -> Tes
     The lists name JPEGs; the pictures may be of another format.
     """
     paths = protocol.test_paths(folds)
-    pictures = open_pictures(path, {name.split("/")[0] for name in paths}, SIZE)
+    people = {name.split("/")[0] for name in paths}
+    pictures = open_pictures(path, people, SIZE, Damage(None))
     row = {without_suffix(name): number for number, name in enumerate(pictures.paths)}
     index = protocol.held_out(folds)
     sides = [[without_suffix(side[i]) for i in index] for side in (protocol.first, protocol.second)]

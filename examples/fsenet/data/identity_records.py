@@ -22,6 +22,7 @@ from data.archives import DamagedImage
 from data.damage import Damage
 from data.images import IdentityPictures
 from data.record_layouts import read_property
+from data.record_names import names_beside
 from data.records import RecordFile
 
 EXACT = 2**24  # float32 holds every whole number up to here
@@ -31,7 +32,8 @@ _OTHER = "the file was made by something else; convert its pictures from a folde
 class IdentityRecords(IdentityPictures):
     """Pictures of an insightface `.rec`, in the order of their keys.
 
-    Identities are called as the labels are, `0000012`.
+    They are called as the list beside the file says, see `record_names.py`; without one, identities
+    as the labels are, `0000012`, and pictures as their keys.
 
     Args:
         path: the `.rec`, or the folder that holds `train.rec`.
@@ -48,6 +50,8 @@ class IdentityRecords(IdentityPictures):
     def _open(self, path: Path) -> tuple[Path, list[str], Int[np.ndarray, " n"]]:
         self._records = RecordFile(path / "train.rec" if path.is_dir() else path, self.damage)
         self._pictures, classes = _pictures(self._records, self.damage)
+        keys = self._records.keys[self._pictures]
+        self._listed = names_beside(self._records.path, keys, classes)
         numbers, labels = np.unique(classes, return_inverse=True)
         said = read_property(self._records.path)
         if said is not None and said[0] != len(numbers):
@@ -56,16 +60,23 @@ class IdentityRecords(IdentityPictures):
                 f"and {self._records.path.name} holds {len(numbers)}",
                 file=sys.stderr,
             )
-        return self._records.path, [f"{number:07d}" for number in numbers.tolist()], labels
+        if self._listed is None:
+            return self._records.path, [f"{number:07d}" for number in numbers.tolist()], labels
+        people, order = np.unique(
+            [self._listed.people[number] for number in numbers.tolist()], return_inverse=True
+        )
+        return self._records.path, people.tolist(), order[labels]
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one picture."""
         return self._records.read(self._place(index)).picture
 
     def name(self, index: int) -> str:
-        """Return `<identity>/<key>` of one picture."""
-        key = self._records.keys[self._place(index)]
-        return f"{self.identities[self.labels[index]]}/{key:08d}.jpg"
+        """Return `<identity>/<image>` of one picture, or `<identity>/<key>`."""
+        owner = self.identities[self.labels[index]]
+        if self._listed is not None:
+            return f"{owner}/{self._listed.image(self._places[index])}"
+        return f"{owner}/{self._records.keys[self._place(index)]:08d}.jpg"
 
     def where(self, index: int) -> str:
         """Return how errors call one picture."""

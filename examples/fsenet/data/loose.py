@@ -17,7 +17,7 @@ class LoosePictures(SourcePictures):
     Args:
         path: see `Source`.
         identities: None; there are none.
-        size: see `IdentityPictures`.
+        size, damage: see `IdentityPictures`; no damage is met on opening.
 
     Raises:
         FileNotFoundError: `path` does not exist.

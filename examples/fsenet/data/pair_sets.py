@@ -10,6 +10,7 @@ from protocols.lfw import LfwProtocol
 from protocols.lists import ListFiles, listing
 from protocols.pair_lists import PairList, read_pairs
 
+from data.damage import Damage
 from data.faces import SIZE, TestSet, bin_test_set, lfw_test_set
 from data.images import decode_all, without_suffix
 from data.loose import LoosePictures
@@ -34,6 +35,7 @@ def published_test_set(path: Path, name: Published, lfw_folds: Sequence[int]) ->
         path: what `SOURCES` says; pictures are faces on the template, and square.
         name: of the set.
         lfw_folds: of LFW with its own lists.
+        decode: the pictures, and not their names alone.
 
     Raises:
         FileNotFoundError: a list is not there.
@@ -47,7 +49,7 @@ def published_test_set(path: Path, name: Published, lfw_folds: Sequence[int]) ->
     if name == "lfw" and in_two_parts(path):
         return lfw_test_set(path, LfwProtocol.read(path), lfw_folds)
     listed = read_pairs(path, name)
-    pictures = LoosePictures(path, size=SIZE)
+    pictures = LoosePictures(path, size=SIZE, damage=Damage(None))
     chosen = pictures.take(_find(path, pictures.paths, listed, name))
     flags = {"name": name, "folds": 10, "pairs": len(listed.pairs.same)}
     flags |= {"list_sha256": listed.hashes}

@@ -1,11 +1,13 @@
 """Both layouts of insightface's `.rec`, written: sorted by identity, or flat and in any order.
 
-Beside either lies `property`: the number of identities, and height and width of the pictures.
+Beside either lie `property`, the number of identities and height and width of the pictures, and, as
+a `.rec` holds no names, a list of them, see `record_names.py`.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from data.archives import read_regular
 from data.decode import load_rgb
@@ -13,7 +15,7 @@ from data.records import RecordWriter, pack
 
 
 def write_identities(path: str | Path, pictures: Iterable[tuple[str, bytes]]) -> None:
-    """Write pictures in insightface's layout, with `property` beside.
+    """Write pictures in insightface's layout.
 
     Args:
         path: of the `.rec`.
@@ -25,7 +27,7 @@ def write_identities(path: str | Path, pictures: Iterable[tuple[str, bytes]]) ->
     ranges: list[list[float]] = []
     people: dict[str, int] = {}
     key, size = 1, (0, 0)
-    with RecordWriter(path) as writer:
+    with RecordWriter(path) as writer, _open_list(path) as names:
         for name, picture in pictures:
             owner = name.split("/")[0]
             label = people.setdefault(owner, len(people))
@@ -34,6 +36,7 @@ def write_identities(path: str | Path, pictures: Iterable[tuple[str, bytes]]) ->
             elif label != len(ranges) - 1:
                 raise ValueError(f"pictures of {owner!r} come twice: sort them by identity")
             writer.write(key, pack((float(label),), picture, key))
+            names.write(f"{key}\t{label}\t{name}\n")
             size = size if key > 1 else _size_of(picture)
             key += 1
             ranges[-1][1] = key
@@ -46,18 +49,19 @@ def write_identities(path: str | Path, pictures: Iterable[tuple[str, bytes]]) ->
 def write_flat(
     path: str | Path, pictures: Iterable[tuple[str, bytes]], identities: Sequence[str]
 ) -> None:
-    """Write every picture as a record with its label, keys from 0, with `property` beside.
+    """Write every picture as a record with its label, keys from 0.
 
     Args:
         path: of the `.rec`.
         pictures: `<identity>/<image>` and the encoded picture, in any order.
         identities: whom labels number, in order.
     """
-    people = {owner: float(label) for label, owner in enumerate(identities)}
-    size = (0, 0)
-    with RecordWriter(path) as writer:
+    people, size = {owner: label for label, owner in enumerate(identities)}, (0, 0)
+    with RecordWriter(path) as writer, _open_list(path) as names:
         for key, (name, picture) in enumerate(pictures):
-            writer.write(key, pack((people[name.split("/")[0]],), picture, key))
+            label = people[name.split("/")[0]]
+            writer.write(key, pack((float(label),), picture, key))
+            names.write(f"{key}\t{label}\t{name}\n")
             size = size if key else _size_of(picture)
     _write_property(path, len(people), size)
 
@@ -78,6 +82,11 @@ def read_property(path: str | Path) -> tuple[int, int, int] | None:
         )
     people, height, width = map(int, text.split(","))
     return people, height, width
+
+
+def _open_list(path: str | Path) -> TextIO:
+    beside = Path(path).with_suffix(".lst")
+    return beside.open("x", encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 def _write_property(path: str | Path, classes: int, size: tuple[int, int]) -> None:

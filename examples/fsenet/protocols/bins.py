@@ -60,9 +60,11 @@ def read_bin(path: str | Path) -> VerificationBin:
         ) from None
     except MemoryError:
         raise ValueError(f"{path} is refused: it asks for more memory than there is") from None
-    except Exception as error:  # damaged pickles raise whatever their numbers lead to
-        what = f"{type(error).__name__} {error}".rstrip()
-        raise ValueError(f"{path} is no verification set, or a damaged one ({what})") from None
+    except Exception:  # damaged pickles raise whatever their numbers lead to
+        raise ValueError(
+            f"{path} is no verification set, or a damaged one, and cannot be read to its end: pass "
+            "one of insightface's .bin files, or download it again"
+        ) from None
     if not (isinstance(found, tuple | list) and len(found) == 2):
         raise ValueError(f"{path} must hold pictures and answers; got {type(found).__name__}")
     try:

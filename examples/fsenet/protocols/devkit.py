@@ -62,9 +62,11 @@ class FeatureFiles:
     def __init__(self, folder: Path, paths: Sequence[str], algorithm: str) -> None:
         self.files = [f"{folder}/{path}_{algorithm}.bin" for path in paths]
         if missing := [name for name in self.files if not Path(name).is_file()]:
+            first = next(folder.rglob("*.bin"), None)
+            there = "there are none" if first is None else f"there are such as {first}"
             raise FileNotFoundError(
                 f"{len(missing)} of {len(self.files)} features are missing (is "
-                f"--megaface.algorithm {algorithm} right?): {listing(missing)}"
+                f"--megaface.algorithm {algorithm} right? {there}): {listing(missing)}"
             )
         self.shape = (len(self.files), len(read_feature(self.files[0])))
 

@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from data.listed import ALIGNED
 from data.procedural import render, render_many
-from errors import one_line_errors
 from limits import check_numbers
 from PIL import Image
 
@@ -67,12 +66,19 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Write the lists and `features.npz`."""
     check_numbers(arguments)
-    if arguments.folder.exists():
-        raise FileExistsError(f"{arguments.folder} exists: choose a new folder")
-    arguments.folder.mkdir(parents=True)
+    _make(arguments.folder)
     names, features = WRITERS[arguments.protocol](arguments.folder, arguments.seed)
     np.savez(arguments.folder / "features.npz", names=np.array(names), embeddings=features)
     print(f"{arguments.folder}: lists of {arguments.protocol}, and {len(names)} embeddings")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise FileExistsError(f"{folder} exists: name another folder, or remove it") from None
+    except OSError as error:
+        raise OSError(f"{folder} cannot be made ({error.strerror}): name another folder") from None
 
 
 def write_megaface(folder: Path, seed: int = 0) -> tuple[list[str], np.ndarray]:
@@ -314,5 +320,7 @@ WRITERS: dict[str, Callable[[Path, int], tuple[list[str], np.ndarray]]] = {
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    try:
         main(tyro.cli(Arguments))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

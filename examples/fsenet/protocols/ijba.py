@@ -14,6 +14,7 @@ Jain, ICCV 2019: the mean of a template's faces, and as many false accepts as co
 """
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -164,7 +165,7 @@ class IjbaProtocol:
     def _check_names(self, rows: dict[str, int]) -> None:
         """Refuse to take the embedding of one person for that of another, or one of two."""
         seen: dict[str, int] = {}
-        twice: dict[str, None] = {}
+        twice: dict[tuple[str, str], None] = {}
         for split in self.splits.values():
             for faces in (split.faces, split.gallery, split.probes):
                 for file, sighting in zip(faces.files, faces.sightings.tolist(), strict=True):
@@ -174,14 +175,27 @@ class IjbaProtocol:
                             f"{file} shows several people: name their embeddings {file}#{sighting} "
                             f"and {file}#{seen[file]}, after their SIGHTING_ID, and none {file}"
                         )
-                    own = {rows.get(name, -1) for name in (file, f"{file}#{sighting}")}
+                    names = (file, f"{file}#{sighting}")
+                    own = {rows.get(name, -1) for name in names}
                     if len(own) == 2 and min(own) >= 0:
-                        twice[file] = None
-        if twice:
-            raise ValueError(
-                f"{len(twice)} faces have two embeddings, one called FILE and one "
-                f"FILE#SIGHTING_ID; keep one of each: {listing(list(twice))}"
-            )
+                        twice[names] = None
+        refuse_two(list(twice), "features")
+
+
+def refuse_two(faces: Sequence[tuple[str, str]], where: str) -> None:
+    """Refuse embeddings of one face under two names.
+
+    Args:
+        faces: both names of each that has two.
+        where: they lie.
+
+    Raises:
+        ValueError: there are such faces; all are named.
+    """
+    if both := [f"{one} and {other}" for one, other in faces]:
+        raise ValueError(
+            f"{where}: {len(both)} faces have two embeddings, keep one of each: {listing(both)}"
+        )
 
 
 def picture_of(name: str) -> str:

@@ -31,13 +31,12 @@ from tqdm import tqdm
 from partlocal.evaluation import Highest, Nearest, score_blocks, tar_above_impostors
 from partlocal.evaluation.search import Vectors
 from protocols.directions import check_directions
-from protocols.lists import ListFiles, listing
+from protocols.megaface_lists import DISTRACTORS, MegafaceLists
 from protocols.rates import IMPOSTOR_MODES, named
 
 Cleaning = Literal["none", "leave_out", "insightface", "facex"]
 FARS = (1e-6, 1e-5, 1e-4)
 RANKS = (1, 10, 100, 1000)
-DISTRACTORS = "megaface_features_list.json_"  # and their number, and that of the set
 _POINTS = 1000  # of the ROC curve that is written
 
 
@@ -106,7 +105,7 @@ class MegafaceProtocol:
             FileNotFoundError: a list is not there.
             ValueError: it is not as it should be.
         """
-        lists = _Lists(path)
+        lists = MegafaceLists(path)
         probes, who = lists.paths("facescrub_features_list.json")
         distractors, _ = lists.paths(lists.of_distractors(size, number))
         people = np.unique(who or [name.split("/")[0] for name in probes], return_inverse=True)[1]
@@ -142,8 +141,20 @@ class MegafaceProtocol:
                 f"--megaface.cleaning {cleaning}: the lists of noises in {path} name no picture of "
                 "its other lists"
             )
-        if cleaning == "leave_out":
-            self._check_left()
+        self._check_what_is_left(cleaning, f" in {path}")
+
+    def _check_what_is_left(self, cleaning: Cleaning, place: str = "") -> None:
+        pictures = np.bincount(self.people[~self.wrong_probes()], minlength=1).max()
+        what = ""
+        if cleaning in ("leave_out", "insightface") and self.wrong_distractors().all():
+            what = "distractor"
+        if cleaning == "leave_out" and pictures < 2:
+            what = "person with two pictures"
+        if what:
+            raise ValueError(
+                f"--megaface.cleaning {cleaning}: the lists of noises{place} leave no {what}: use "
+                "another cleaning"
+            )
 
     def wrong_probes(self) -> Bool[np.ndarray, " n"]:
         """Tell which pictures of FaceScrub are wrong."""
@@ -196,10 +207,10 @@ class MegafaceProtocol:
         vectors = _unit(
             np.asarray(probes[:], dtype=np.float32), "probes", np.arange(len(self.probes))
         )
+        self._check_what_is_left(cleaning)
         wrong, bad = self.wrong_probes(), self.wrong_distractors()
         people = self.people
         if cleaning == "leave_out":
-            self._check_left()
             vectors, people = vectors[~wrong], people[~wrong]
         elif cleaning != "none":
             jitter = 0.001 if cleaning == "insightface" else 0.0
@@ -234,16 +245,6 @@ class MegafaceProtocol:
         curve = [list(range(kept)), cmc["parity"].tolist()]
         return found, Curves(curve, _roc(genuine, top, impostors))
 
-    def _check_left(self) -> None:
-        """Refuse to leave out what is wrong where nobody to look for, or no distractor, is left."""
-        left = np.bincount(self.people[~self.wrong_probes()], minlength=1).max()
-        if left < 2 or self.wrong_distractors().all():
-            what = "distractor" if left > 1 else "person with two pictures"
-            raise ValueError(
-                f"--megaface.cleaning leave_out: the lists of noises leave no {what}: use another "
-                "cleaning"
-            )
-
 
 class Shown:
     """Unit vectors of the distractors that take part, made a block at a time.
@@ -263,44 +264,6 @@ class Shown:
         block = _unit(np.asarray(self.vectors[some], dtype=np.float32), "distractors", some)
         block[self.zeros[some]] = 0
         return block
-
-
-class _Lists(ListFiles):
-    def paths(self, file: str) -> tuple[tuple[str, ...], list[Any]]:
-        try:
-            content = json.loads(self.read(file))
-            paths, who = content["path"], content.get("id", [])
-            plain = all(isinstance(path, str) for path in paths)
-            plain &= all(isinstance(x, str | int) for x in who) and len({type(x) for x in who}) < 2
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{self.source.path}: {file} has no list 'path' ({error})") from None
-        if not plain or not paths or len(who) not in (0, len(paths)):
-            raise ValueError(
-                f"{self.source.path}: {file} must hold texts in 'path', and in 'id' as many of "
-                "one kind, or none"
-            )
-        if unsafe := [path for path in paths if ".." in path.split("/") or path.startswith("/")]:
-            raise ValueError(f"{self.source.path}: {file} leads out of its folder: {unsafe[0]!r}")
-        if len(set(paths)) < len(paths):
-            raise ValueError(f"{self.source.path}: {file} names a picture twice")
-        return tuple(paths), who
-
-    def of_distractors(self, size: int, number: int) -> str:
-        file = f"{DISTRACTORS}{size}_{number}"
-        if file not in self:
-            names = {name.rpartition("/")[2] for name in self.source.names}
-            there = sorted(name for name in names if name.startswith(DISTRACTORS))
-            raise FileNotFoundError(
-                f"{self.source.path} holds no {file}, but {listing(there) or 'no other either'}: "
-                "--megaface.distractors and --megaface.distractor-set choose one that is there"
-            )
-        return file
-
-    def noises(self, file: str) -> frozenset[str]:
-        if file not in self:
-            return frozenset()
-        lines = self.text(file).splitlines()
-        return frozenset(x.split("\t")[-1].strip() for x in lines if x[:1] != "#" and x.strip())
 
 
 def _unit(vectors: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ Source: Wolf, Hassner, Maoz, CVPR 2011.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,16 +88,20 @@ class YtfProtocol:
         """All videos of the pairs."""
         return frozenset(self.first + self.second)
 
-    def check_videos(self, names: Iterable[str]) -> None:
+    def check_videos(self, names: Sequence[str]) -> None:
         """Refuse frames that lack those of a video.
+
+        Args:
+            names: of the frames.
 
         Raises:
             ValueError: there are none of some videos; all are named.
         """
         if missing := sorted(self.videos - set(map(video_of, names))):
+            example = f" (there are such as {names[0]!r})" if names else ""
             raise ValueError(
                 f"{len(missing)} of the list's {len(self.videos)} videos have no frame, which is "
-                f"named Name/video/frame: {listing(missing)}"
+                f"named Name/video/frame{example}: {listing(missing)}"
             )
 
     def evaluate(
