@@ -196,7 +196,7 @@ def read_faces(options: Options, place: Workplace) -> tuple[TrainingSet, TestSet
     bind(place, {"pictures": train.size, "sha256": train.fingerprint})
     if place.rank == 0:
         pairs = f"{len(test.pairs.same)} pairs of {test.flags['name']}"
-        print(f"--faces: trained on {train.size}, tested on {pairs}", file=sys.stderr)
+        print(f"--faces: {train.size} to train on, {pairs} to test on", file=sys.stderr)
     return train, test
 
 
