@@ -19,6 +19,7 @@ from data.faces import (
     lfw_test_set,
     picture_sets,
 )
+from data.images import IdentityFolder
 from PIL import Image
 
 LFW = Path(__file__).parents[2] / "../shared/data/lfw112.zip"
@@ -161,6 +162,14 @@ def test_fingerprints(tmp_path, monkeypatch):
     assert fingerprint() == first
     others = (fingerprint([3] * 60 + [2] * 61), fingerprint([2] * 61 + [3] * 60), fingerprint(3))
     assert len({first, *others, fingerprint(shade=8)}) == 5
+    # whose they are counts where people and bytes are the same
+    for number, counts in enumerate(((1, 2), (2, 1))):
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as archive:
+            for owner, count in enumerate(counts):
+                for place in range(count):
+                    archive.writestr(f"P{owner}/{place}.png", picture(0, 0))
+    one, other = (IdentityFolder(tmp_path / f"{number}.zip").fingerprint() for number in range(2))
+    assert one != other
 
 
 def test_the_same_people_in_every_format(tmp_path):
